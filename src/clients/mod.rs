@@ -1,0 +1,1 @@
+//! Connections that a source and a sink share.

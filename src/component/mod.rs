@@ -1,0 +1,28 @@
+//! The contract between a component and the stage around it.
+//!
+//! A component holds only what is special about it. Batching, barriers, retries, budget, metrics,
+//! spans and shutdown belong to the stage, which is written once, in `topology/`.
+
+mod context;
+mod error;
+pub mod node;
+mod output;
+mod problem;
+mod sink;
+mod source;
+pub mod spanned;
+mod spec;
+mod transform;
+
+pub use context::{BuildContext, Clients, EpochRequest, EpochRequests, SourceContext};
+pub use error::{BuildError, SinkError, SourceError};
+pub use output::{Output, Port, Rejected};
+pub use problem::{Problem, Severity, Span};
+pub use sink::{Answer, BoxSink, Refusal, Settled, Sink};
+pub use source::{BoxSource, Pulled, Source};
+pub use spanned::{Spanned, Text};
+pub use spec::{
+    Acknowledges, BuiltSource, CheckContext, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions,
+    SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec, SourceTraits, Touched, TransformConfig, TransformSpec,
+};
+pub use transform::{BoxTransform, Transform};

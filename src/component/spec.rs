@@ -1,0 +1,235 @@
+//! What a row of a table declares: how a config becomes a component, and what that component can do.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::de::DeserializeOwned;
+
+use super::context::BuildContext;
+use super::error::BuildError;
+use super::node::Node;
+use super::problem::{Problem, Span};
+use super::sink::BoxSink;
+use super::source::BoxSource;
+use super::transform::BoxTransform;
+use crate::codecs::Codec;
+use crate::delivery::CommitPositions;
+use crate::expr::Schema as BodySchema;
+
+/// Where the committed positions of a source are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepsPositions {
+    /// In Weir's embedded store.
+    Store,
+    /// At the source itself, as a Kafka consumer group does.
+    Source,
+    /// Nowhere: what was read cannot be read again.
+    Nowhere,
+}
+
+/// What a configured source can do. The plan derives guarantees from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceTraits {
+    /// Where its positions are kept; `Nowhere` means that it cannot replay.
+    pub keeps_positions: KeepsPositions,
+    /// Whether it ends by itself.
+    pub finite: bool,
+    /// Whether it has several partitions that can be worked on in parallel.
+    pub partitioned: bool,
+    /// Whether its positions can be committed in a transaction of a sink of the same kind (Kafka).
+    pub transactional_with: Option<&'static str>,
+}
+
+/// What a sink's answer means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledges {
+    /// The records are durable.
+    Durable,
+    /// The records were received; whether they are durable is not known.
+    Received,
+    /// Nothing: there is no answer.
+    Nothing,
+}
+
+/// What a configured sink can do. The plan derives guarantees from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SinkTraits {
+    /// What its answer means.
+    pub acknowledges: Acknowledges,
+    /// Whether its writes can be part of a transaction, and of which kind.
+    pub transactional_with: Option<&'static str>,
+    /// Whether writing a record twice leaves one, by its key.
+    pub idempotent_by_key: bool,
+    /// Whether each lane may have its own instance. Otherwise the lanes merge before it.
+    pub per_lane: bool,
+    /// Whether it carries a record's headers. Dead letters in one that does not are wrapped in JSON.
+    pub carries_headers: bool,
+}
+
+/// The fields that a program may read and write, as paths; `.` stands for the whole body.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// May be read.
+    pub reads: BTreeSet<String>,
+    /// May be written or removed.
+    pub writes: BTreeSet<String>,
+}
+
+/// A source's config, found right.
+#[derive(Clone)]
+pub struct CompiledSource {
+    /// What it can do.
+    pub traits: SourceTraits,
+    /// How its bodies are decoded.
+    pub codec: Codec,
+    /// What is known of the types of its bodies.
+    pub schema: BodySchema,
+    /// Makes the source, and the way to commit its positions if it keeps them itself.
+    pub build: Arc<dyn Fn(&BuildContext) -> Result<BuiltSource, BuildError> + Send + Sync>,
+}
+
+/// A source, and the way to commit its positions if it keeps them itself.
+pub struct BuiltSource {
+    /// The source.
+    pub source: BoxSource,
+    /// Commits its positions; `None` unless it [keeps them itself](KeepsPositions::Source).
+    pub positions: Option<Arc<dyn CommitPositions>>,
+}
+
+/// A transform's config, found right.
+#[derive(Clone)]
+pub struct CompiledTransform {
+    /// Its named outputs, as ports 1, 2, …; empty for most. Port 0 is the default output.
+    pub outputs: Vec<String>,
+    /// Whether it has the default output. `route` has named ones only.
+    pub default_output: bool,
+    /// What its programs touch.
+    pub touched: Touched,
+    /// What is known of the types of the bodies that leave it.
+    pub schema: BodySchema,
+    /// Makes one for a lane.
+    pub build: Arc<dyn Fn() -> BoxTransform + Send + Sync>,
+}
+
+/// A sink's config, found right.
+#[derive(Clone)]
+pub struct CompiledSink {
+    /// What it can do.
+    pub traits: SinkTraits,
+    /// What its programs touch.
+    pub touched: Touched,
+    /// Makes one for a lane, or the only one.
+    pub build: Arc<dyn Fn(&BuildContext) -> Result<BoxSink, BuildError> + Send + Sync>,
+}
+
+macro_rules! opaque_debug {
+    ($($name:ident),*) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+opaque_debug!(CompiledSource, BuiltSource, CompiledTransform, CompiledSink);
+
+/// What a config is checked with, and where it reports its mistakes.
+#[derive(Debug)]
+pub struct CheckContext {
+    /// The place of the whole component config, for mistakes that have no better one.
+    pub span: Span,
+    /// The component's name.
+    pub component: Arc<str>,
+    /// What is known of the types of the bodies that enter it.
+    pub schema: BodySchema,
+    /// All mistakes so far.
+    pub problems: Vec<Problem>,
+}
+
+impl CheckContext {
+    /// For a component at a place, whose records have bodies of known types.
+    #[must_use]
+    pub fn new(component: impl Into<Arc<str>>, span: Span, schema: BodySchema) -> Self {
+        Self { span, component: component.into(), schema, problems: Vec::new() }
+    }
+
+    /// Reports a mistake.
+    pub fn report(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+}
+
+/// The config of a source: its name, its fields, its meaning. The doc comment on the type is its reference page and
+/// must hold an example in a `yaml` code block, `NAME: …`.
+pub trait SourceConfig: DeserializeOwned + JsonSchema {
+    /// The name of the kind in a pipeline file.
+    const NAME: &'static str;
+
+    /// Checks what the types could not, without I/O. `None` if a mistake was reported that leaves nothing to run.
+    fn compile(self, cx: &mut CheckContext) -> Option<CompiledSource>;
+}
+
+/// The config of a transform.
+pub trait TransformConfig: DeserializeOwned + JsonSchema {
+    /// The name of the kind in a pipeline file.
+    const NAME: &'static str;
+
+    /// Checks what the types could not, without I/O.
+    fn compile(self, cx: &mut CheckContext) -> Option<CompiledTransform>;
+}
+
+/// The config of a sink.
+pub trait SinkConfig: DeserializeOwned + JsonSchema {
+    /// The name of the kind in a pipeline file.
+    const NAME: &'static str;
+
+    /// Checks what the types could not, without I/O.
+    fn compile(self, cx: &mut CheckContext) -> Option<CompiledSink>;
+}
+
+macro_rules! spec {
+    ($(#[$doc:meta])* $spec:ident, $config:ident, $compiled:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $spec {
+            /// The name of the kind in a pipeline file.
+            pub name: &'static str,
+            /// The JSON schema of its config; descriptions are the doc comments.
+            pub schema: fn(&mut SchemaGenerator) -> Schema,
+            /// Reads the config from the file's tree and compiles it; every mistake goes to the context.
+            pub compile: fn(&Node, &mut CheckContext) -> Option<$compiled>,
+        }
+
+        impl $spec {
+            /// The row of a config.
+            #[must_use]
+            pub const fn of<C: $config>() -> Self {
+                Self {
+                    name: C::NAME,
+                    schema: |generator| C::json_schema(generator),
+                    compile: |node, cx| match super::node::read::<C>(node) {
+                        Ok(config) => config.compile(cx),
+                        Err(problems) => {
+                            cx.problems.extend(problems);
+                            None
+                        }
+                    },
+                }
+            }
+        }
+    };
+}
+spec!(
+    /// A row of the table of sources.
+    SourceSpec, SourceConfig, CompiledSource
+);
+spec!(
+    /// A row of the table of transforms.
+    TransformSpec, TransformConfig, CompiledTransform
+);
+spec!(
+    /// A row of the table of sinks.
+    SinkSpec, SinkConfig, CompiledSink
+);

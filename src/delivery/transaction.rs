@@ -1,0 +1,49 @@
+//! A transaction: the outputs and the positions of one epoch, durable together.
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use super::positions::Positions;
+
+/// What became of a commit. A commit whose outcome is not known yet has none: the implementation asks until it knows,
+/// and nothing moves meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Committed {
+    /// Outputs and positions are durable.
+    Yes,
+    /// Nothing of the epoch is visible to a reader of committed data; the pipeline rewinds.
+    Aborted(String),
+    /// A person must act: another process has taken this one's place.
+    Fenced(String),
+}
+
+/// The positions of one source in an epoch.
+#[derive(Debug, Clone)]
+pub struct SourceOffsets {
+    /// The source's name.
+    pub source: Arc<str>,
+    /// Behind the last record of each partition.
+    pub positions: Positions,
+}
+
+/// What a transactional sink shares with the coordinator of epochs. Sinks open it with their first write of an epoch,
+/// and write nothing between their barrier and the commit.
+pub trait Transaction: Send + Sync + fmt::Debug {
+    /// Fences every earlier process of the same identity and aborts what it left open. Called at the start of each run,
+    /// before a source is read, so that positions read afterwards are final.
+    ///
+    /// # Errors
+    /// What went wrong, for a person; the start of the run is tried again.
+    fn fence(&self) -> BoxFuture<'_, Result<(), String>>;
+
+    /// Commits what was written since the last commit, together with the positions.
+    fn commit(&self, epoch: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed>;
+
+    /// Drops what was written since the last commit.
+    ///
+    /// # Errors
+    /// What went wrong, for a person; [`Self::fence`] follows before anything else is written.
+    fn abort(&self) -> BoxFuture<'_, Result<(), String>>;
+}

@@ -1,0 +1,272 @@
+//! Metrics, named as Prometheus asks. Handles are resolved once per stage; costs are paid per batch.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Counter, CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+const STAGE_LABELS: &[&str] = &["pipeline", "component", "kind", "type"];
+
+/// The families of the process, in one registry.
+#[derive(Clone)]
+pub struct Metrics(Arc<Families>);
+
+struct Families {
+    registry: Registry,
+    received_records: IntCounterVec,
+    received_bytes: IntCounterVec,
+    sent_records: IntCounterVec,
+    sent_bytes: IntCounterVec,
+    errors: IntCounterVec,
+    discarded: IntCounterVec,
+    time: CounterVec,
+    channel_records: IntGaugeVec,
+    channel_bytes: IntGaugeVec,
+    lag: IntGaugeVec,
+    epoch_duration: HistogramVec,
+    epoch_last_committed: GaugeVec,
+    record_latency: HistogramVec,
+    memory_budget: IntGaugeVec,
+    restarts: IntCounterVec,
+    bottleneck: IntGaugeVec,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn with<'a>(labels: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    labels.iter().chain(more).copied().collect()
+}
+
+impl Metrics {
+    /// All families, without a series yet.
+    ///
+    /// # Panics
+    /// Never: the names are distinct.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new_custom(Some("weir".to_owned()), None).expect("the namespace is valid");
+        fn add<C: Collector + Clone + 'static>(registry: &Registry, family: prometheus::Result<C>) -> C {
+            let family = family.expect("names and labels are valid");
+            registry.register(Box::new(family.clone())).expect("names are distinct");
+            family
+        }
+        let counter =
+            |name: &str, help: &str, labels: &[&str]| add(&registry, IntCounterVec::new(Opts::new(name, help), labels));
+        let gauge =
+            |name: &str, help: &str, labels: &[&str]| add(&registry, IntGaugeVec::new(Opts::new(name, help), labels));
+        let seconds = |name: &str, help: &str, buckets: &[f64]| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            add(&registry, HistogramVec::new(opts, &["pipeline"]))
+        };
+        let stage = STAGE_LABELS;
+        let families = Families {
+            received_records: counter("component_received_records_total", "Records that entered a component.", stage),
+            received_bytes: counter("component_received_bytes_total", "Bytes of bodies and keys that entered.", stage),
+            sent_records: counter("component_sent_records_total", "Records that left a component.", stage),
+            sent_bytes: counter("component_sent_bytes_total", "Bytes of bodies and keys that left.", stage),
+            errors: counter("component_errors_total", "Errors of a component.", &with(stage, &["error"])),
+            discarded: counter(
+                "component_discarded_records_total",
+                "Records dropped on purpose, or sent to the dead letter.",
+                &with(stage, &["reason"]),
+            ),
+            time: add(
+                &registry,
+                CounterVec::new(
+                    Opts::new("component_time_seconds_total", "Time that a stage was busy, idle or blocked."),
+                    &with(stage, &["state"]),
+                ),
+            ),
+            channel_records: gauge("channel_records", "Records waiting before a component.", stage),
+            channel_bytes: gauge("channel_bytes", "Bytes waiting before a component.", stage),
+            lag: gauge(
+                "consumer_lag_records",
+                "Newest offset minus committed offset.",
+                &["pipeline", "component", "topic", "partition"],
+            ),
+            epoch_duration: seconds(
+                "epoch_duration_seconds",
+                "From the opening of an epoch's barrier to its commit.",
+                &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0],
+            ),
+            epoch_last_committed: add(
+                &registry,
+                GaugeVec::new(
+                    Opts::new("epoch_last_committed_timestamp_seconds", "When an epoch last committed, in Unix time."),
+                    &["pipeline"],
+                ),
+            ),
+            record_latency: seconds(
+                "record_latency_seconds",
+                "From a batch's arrival at the source to the commit that holds it.",
+                &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0],
+            ),
+            memory_budget: gauge("memory_budget_bytes", "Bytes of records in memory.", &["pipeline", "state"]),
+            restarts: counter("pipeline_restarts_total", "Returns to the last commit.", &["pipeline", "reason"]),
+            bottleneck: gauge(
+                "pipeline_bottleneck",
+                "1 for the stage that holds the others up.",
+                &["pipeline", "component"],
+            ),
+            registry: registry.clone(),
+        };
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).expect("names are distinct");
+        Self(Arc::new(families))
+    }
+
+    /// The handles of one stage. `kind` is `source`, `transform` or `sink`; `type_name` is the kind in the pipeline file.
+    #[must_use]
+    pub fn stage(&self, pipeline: &str, component: &str, kind: &str, type_name: &str) -> StageMetrics {
+        let labels = [pipeline, component, kind, type_name];
+        let time = |state| self.0.time.with_label_values(&with(&labels, &[state]));
+        StageMetrics {
+            received_records: self.0.received_records.with_label_values(&labels),
+            received_bytes: self.0.received_bytes.with_label_values(&labels),
+            sent_records: self.0.sent_records.with_label_values(&labels),
+            sent_bytes: self.0.sent_bytes.with_label_values(&labels),
+            busy_seconds: time("busy"),
+            idle_seconds: time("idle"),
+            blocked_seconds: time("blocked"),
+            channel_records: self.0.channel_records.with_label_values(&labels),
+            channel_bytes: self.0.channel_bytes.with_label_values(&labels),
+            metrics: self.clone(),
+            labels: labels.map(Arc::from),
+        }
+    }
+
+    /// The handles of one pipeline.
+    #[must_use]
+    pub fn pipeline(&self, pipeline: &str) -> PipelineMetrics {
+        PipelineMetrics {
+            epoch_duration: self.0.epoch_duration.with_label_values(&[pipeline]),
+            epoch_last_committed: self.0.epoch_last_committed.with_label_values(&[pipeline]),
+            record_latency: self.0.record_latency.with_label_values(&[pipeline]),
+            memory_used: self.0.memory_budget.with_label_values(&[pipeline, "used"]),
+            memory_limit: self.0.memory_budget.with_label_values(&[pipeline, "limit"]),
+            metrics: self.clone(),
+            pipeline: pipeline.into(),
+        }
+    }
+
+    /// All series in the Prometheus text format.
+    ///
+    /// # Panics
+    /// Never: writing to memory cannot fail.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.0.registry.gather(), &mut text).expect("memory takes any bytes");
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+/// The metrics of one stage, shared by its lanes.
+#[derive(Clone)]
+pub struct StageMetrics {
+    /// Records in.
+    pub received_records: IntCounter,
+    /// Bytes in.
+    pub received_bytes: IntCounter,
+    /// Records out.
+    pub sent_records: IntCounter,
+    /// Bytes out.
+    pub sent_bytes: IntCounter,
+    /// Time spent working.
+    pub busy_seconds: Counter,
+    /// Time spent waiting for input.
+    pub idle_seconds: Counter,
+    /// Time spent waiting for room behind.
+    pub blocked_seconds: Counter,
+    /// Records waiting before the stage.
+    pub channel_records: IntGauge,
+    /// Bytes waiting before the stage.
+    pub channel_bytes: IntGauge,
+    metrics: Metrics,
+    labels: [Arc<str>; 4],
+}
+
+impl fmt::Debug for StageMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StageMetrics").field(&self.labels).finish()
+    }
+}
+
+impl StageMetrics {
+    fn labels<'a>(&'a self, more: &'a str) -> Vec<&'a str> {
+        self.labels.iter().map(AsRef::as_ref).chain([more]).collect()
+    }
+
+    /// Counts an error, by a reason out of a small fixed set.
+    pub fn error(&self, error: &str) {
+        self.metrics.0.errors.with_label_values(&self.labels(error)).inc();
+    }
+
+    /// Counts records that go no further, by a reason out of a small fixed set.
+    pub fn discarded(&self, reason: &str, records: u64) {
+        self.metrics.0.discarded.with_label_values(&self.labels(reason)).inc_by(records);
+    }
+
+    /// Sets the lag of a partition.
+    pub fn lag(&self, topic: &str, partition: i32, records: i64) {
+        let partition = partition.to_string();
+        let labels = [&*self.labels[0], &*self.labels[1], topic, &partition];
+        self.metrics.0.lag.with_label_values(&labels).set(records);
+    }
+
+    /// Forgets the lag of a partition that is no longer held.
+    pub fn forget_lag(&self, topic: &str, partition: i32) {
+        let partition = partition.to_string();
+        let labels = [&*self.labels[0], &*self.labels[1], topic, &partition];
+        let _ = self.metrics.0.lag.remove_label_values(&labels);
+    }
+}
+
+/// The metrics of one pipeline.
+#[derive(Clone)]
+pub struct PipelineMetrics {
+    /// From the opening of a barrier to the commit.
+    pub epoch_duration: Histogram,
+    /// Unix time of the last commit, in seconds.
+    pub epoch_last_committed: Gauge,
+    /// From a batch's arrival to the commit that holds it.
+    pub record_latency: Histogram,
+    /// Bytes of records in memory.
+    pub memory_used: IntGauge,
+    /// The budget.
+    pub memory_limit: IntGauge,
+    metrics: Metrics,
+    pipeline: Arc<str>,
+}
+
+impl fmt::Debug for PipelineMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PipelineMetrics").field(&self.pipeline).finish()
+    }
+}
+
+impl PipelineMetrics {
+    /// Counts a return to the last commit, by a reason out of a small fixed set.
+    pub fn restart(&self, reason: &str) {
+        self.metrics.0.restarts.with_label_values(&[&self.pipeline, reason]).inc();
+    }
+
+    /// Names the stage that holds the others up; the earlier one is unnamed.
+    pub fn bottleneck(&self, component: &str, is_one: bool) {
+        self.metrics.0.bottleneck.with_label_values(&[&*self.pipeline, component]).set(i64::from(is_one));
+    }
+}

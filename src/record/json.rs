@@ -1,0 +1,1 @@
+//! The lazy JSON body.

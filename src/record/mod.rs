@@ -1,0 +1,10 @@
+//! The data: records, the batches that carry them, and the lazy JSON body.
+
+mod batch;
+mod headers;
+pub mod json;
+mod partition;
+
+pub use batch::{Batch, BatchBuilder, BodyFormat, ByteRange, Draft, Field, FieldRange, Record, Timestamp};
+pub use headers::{Header, Headers, HeadersBuilder};
+pub use partition::{Partition, Position};

@@ -1,0 +1,6 @@
+//! The table of sinks: one row and one file for each kind.
+
+use crate::component::SinkSpec;
+
+/// All kinds of sinks, by name.
+pub const SINKS: &[SinkSpec] = &[];

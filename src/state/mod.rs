@@ -1,0 +1,5 @@
+//! What must survive the process.
+
+mod store;
+
+pub use store::{Store, StoreError};

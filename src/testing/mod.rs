@@ -1,0 +1,1 @@
+//! What tests are made of: a harness for one component, the simulation.
