@@ -5,17 +5,21 @@
 
 mod context;
 mod error;
+mod nearest;
 pub mod node;
 mod output;
 mod problem;
+mod read;
 mod sink;
 mod source;
 pub mod spanned;
 mod spec;
 mod transform;
+mod units;
 
 pub use context::{BuildContext, Clients, EpochRequest, EpochRequests, SourceContext};
 pub use error::{BuildError, SinkError, SourceError};
+pub use nearest::nearest;
 pub use output::{Output, Port, Rejected};
 pub use problem::{Problem, Severity, Span};
 pub use sink::{Answer, BoxSink, Refusal, Settled, Sink};
@@ -26,3 +30,4 @@ pub use spec::{
     SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec, SourceTraits, Touched, TransformConfig, TransformSpec,
 };
 pub use transform::{BoxTransform, Transform};
+pub use units::{ByteSize, HumanDuration};

@@ -1,5 +1,11 @@
 //! What the user wrote: the pipeline files and the daemon's own settings.
 
+pub mod diagnostic;
 mod document;
+mod interpolate;
+mod load;
+mod scalar;
 
 pub use document::{Document, SourceFile};
+pub use interpolate::{Environment, ProcessEnvironment, substituted};
+pub use load::load;
