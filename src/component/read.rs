@@ -10,6 +10,7 @@ mod stand_in;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
@@ -42,7 +43,7 @@ pub fn read_at<T: DeserializeOwned>(node: &Node, key: Span) -> Result<T, Vec<Pro
     let state = State::default();
     for _ in 0..MOST_ROUNDS {
         state.used.set(0);
-        match T::deserialize(At { node, key, state: &state }) {
+        match (At { node, key, state: &state }).seed(PhantomData) {
             Ok(value) if state.used.get() == 0 && state.problems.borrow().is_empty() => return Ok(value),
             Ok(_) => break,
             Err(error) => {
@@ -192,6 +193,18 @@ struct At<'a> {
 }
 
 impl<'a> At<'a> {
+    /// Reads what a seed makes of the node. A type may refuse it after the last of its parts was read.
+    fn seed<'de, T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
+        let before = self.state.used.get();
+        seed.deserialize(self).map_err(|error| {
+            if self.is_replaced() { Error::stand_in_refused() } else { self.blame(error, self.state.used.get() > before) }
+        })
+    }
+
+    fn is_replaced(self) -> bool {
+        self.node.kind == Kind::Broken || self.state.has(Fault::Value(address(self.node)))
+    }
+
     /// Reads the node, or its stand-in if a mistake in it was reported.
     fn with<'de, V: Visitor<'de>>(
         self,
@@ -199,7 +212,7 @@ impl<'a> At<'a> {
         read: impl FnOnce(Self, V) -> Result<V::Value, Error>,
         stand_in: impl FnOnce(StandIn, V) -> Result<V::Value, Error>,
     ) -> Result<V::Value, Error> {
-        if self.node.kind == Kind::Broken || self.state.has(Fault::Value(address(self.node))) {
+        if self.is_replaced() {
             self.state.count_stand_in();
             return stand_in(StandIn::new(), visitor).map_err(|_| Error::stand_in_refused());
         }
@@ -637,7 +650,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
         let Some(node) = self.items.next() else { return Ok(None) };
-        seed.deserialize(At { node, key: node.span, state: self.state }).map(Some)
+        At { node, key: node.span, state: self.state }.seed(seed).map(Some)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -685,7 +698,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
             state.count_stand_in();
             return seed.deserialize(StandIn::new()).map_err(|_| Error::stand_in_refused());
         };
-        seed.deserialize(At { node, key: key.span, state }).map_err(|error| {
+        At { node, key: key.span, state }.seed(seed).map_err(|error| {
             // A type that takes no stand-in may have a default, or at least its neighbours are read to their end.
             let refused = error.is_stand_in_refused() && !state.has(Fault::Entry(address(key)));
             if refused { Error::placed(Fault::Entry(address(key)), None) } else { error }
@@ -794,7 +807,7 @@ impl<'de> MapAccess<'de> for Place<'_> {
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
         let Span { start, end } = self.at.node.span;
         match self.field {
-            1 => seed.deserialize(self.at),
+            1 => self.at.seed(seed),
             2 => seed.deserialize(start.into_deserializer()),
             3 => seed.deserialize(end.into_deserializer()),
             _ => {
@@ -873,7 +886,7 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
     }
 
     fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
-        seed.deserialize(self.content()?)
+        self.content()?.seed(seed)
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {

@@ -425,7 +425,7 @@ mod tests {
 
     #[test]
     fn aliases_repeat_a_value() {
-        let (documents, problems) = loaded("a: &x { b: ${V} }\nc: *x\n");
+        let (documents, problems) = loaded("a: &x { b: \"${V}\" }\nc: *x\n");
         assert_eq!(problems, []);
         assert_eq!(documents[0].root.get("c").unwrap().get("b").unwrap().text(), Some("value"));
         assert_eq!(messages("a: *nope\n"), ["there is no anchor `&nope` above this alias"]);
