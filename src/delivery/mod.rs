@@ -1,6 +1,5 @@
 //! The promises: what is committed, when, and how much may be under way.
 
-pub mod budget;
 mod positions;
 mod transaction;
 

@@ -1,6 +1,7 @@
 //! The data: records, the batches that carry them, and the lazy JSON body.
 
 mod batch;
+pub mod budget;
 mod headers;
 pub mod json;
 mod partition;
