@@ -5,7 +5,9 @@ pub mod budget;
 mod headers;
 pub mod json;
 mod partition;
+mod rejected;
 
 pub use batch::{Batch, BatchBuilder, BodyFormat, ByteRange, Draft, Field, FieldRange, Record, Timestamp};
 pub use headers::{Header, Headers, HeadersBuilder};
 pub use partition::{Partition, Position};
+pub use rejected::Rejected;
