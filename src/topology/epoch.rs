@@ -9,9 +9,10 @@ use std::collections::VecDeque;
 use std::sync::mpsc as blocking;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::commits::Commits;
 use super::failure::Failure;
 use super::ledger::{Ledger, Outcome};
 use super::progress::Progress;
@@ -48,7 +49,7 @@ pub(super) struct Coordinator<'a> {
     pub(super) requests: &'a mut mpsc::Receiver<EpochRequest>,
     pub(super) ledger: &'a Ledger,
     /// The last committed epoch, for stages that wait for it.
-    pub(super) committed: watch::Sender<u64>,
+    pub(super) commits: Commits,
     pub(super) progress: &'a Progress,
     pub(super) stop: CancellationToken,
 }
@@ -221,7 +222,7 @@ impl Coordinator<'_> {
             if state.moved.0.is_none() && state.epochs.is_empty() {
                 self.progress.nothing_waits();
             }
-            self.committed.send_replace(epoch.number);
+            self.commits.set(epoch.number);
             for waiting in epoch.waiting {
                 let _ = waiting.try_send(true);
             }

@@ -3,6 +3,7 @@
 mod backoff;
 mod bottleneck;
 mod channel;
+mod commits;
 mod epoch;
 mod failure;
 mod host;

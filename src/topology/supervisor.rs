@@ -1,16 +1,18 @@
 //! One pipeline: runs it, and after a failure goes back to the last commit and runs it again.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::Backoff;
 use super::bottleneck::Bottleneck;
+use super::commits::Commits;
 use super::epoch::{Coordinator, RunEnd};
 use super::failure::Failure;
 use super::host::Host;
@@ -147,9 +149,8 @@ impl Supervised {
             let runtime = self.host.runtime.clone();
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => {
-                    return PipelineEnd::Failed(format!("stopped while it was waiting to try again: {reason}"));
-                }
+                // Nothing is under way: the last commit is all there is.
+                () = self.stop.cancelled() => return PipelineEnd::Stopped,
                 () = runtime.sleep(wait) => {}
             }
         }
@@ -157,7 +158,8 @@ impl Supervised {
 
     async fn abort_transaction(&self) {
         if let Some(transaction) = &self.parts.ledger.transaction
-            && let Err(error) = transaction.abort().await
+            && let Err(error) =
+                caught(transaction.abort()).await.unwrap_or_else(|panicked| Err(panicked.text().to_owned()))
         {
             tracing::warn!(pipeline = %self.plan.name, "cannot abort the open transaction: {error}");
         }
@@ -167,7 +169,6 @@ impl Supervised {
     async fn run_once(&mut self) -> Result<RunEnd, (Option<Arc<str>>, Failure)> {
         self.progress.enter(PipelineState::Starting, None, None);
         self.troubles.clear_all();
-        let (committed, watching) = watch::channel(self.next_epoch.saturating_sub(1));
         let shared = Shared {
             run: self.run,
             runtime: self.host.runtime.clone(),
@@ -175,7 +176,7 @@ impl Supervised {
             reports: self.reports.clone(),
             requests: self.requests.clone(),
             troubles: self.troubles.clone(),
-            committed: watching,
+            commits: Commits::default(),
             pace: Pace::new(self.budget.clone(), self.plan.lanes, self.host.runtime.clock()),
         };
         let look = look_every_second(&self.host, &self.progress, &self.budget, Bottleneck::of(&self.plan, &self.parts));
@@ -185,7 +186,9 @@ impl Supervised {
         while self.request_box.try_recv().is_ok() {}
         tokio::select! {
             biased;
-            prepared = prepare(&self.plan, &self.parts, &shared) => prepared?,
+            prepared = caught(prepare(&self.plan, &self.parts, &shared)) => {
+                prepared.unwrap_or_else(|panicked| Err((None, panicked)))?;
+            }
             () = self.stop.cancelled() => return Ok(RunEnd::Stopped),
             () = &mut look => {}
         }
@@ -204,14 +207,14 @@ impl Supervised {
             reports: &mut self.mailbox,
             requests: &mut self.request_box,
             ledger: &self.parts.ledger,
-            committed,
+            commits: shared.commits.clone(),
             progress: &self.progress,
             stop: self.stop.clone(),
         };
         let ended = tokio::select! {
             biased;
             failed = tasks.first_failure() => Err((Some(failed.0), failed.1)),
-            ended = coordinator.run() => ended.map_err(|failure| (None, failure)),
+            ended = caught(coordinator.run()) => ended.and_then(|ended| ended).map_err(|failure| (None, failure)),
             () = &mut look => Err((None, Failure::Closed)),
         };
         let root = tasks.tear_down().await;
@@ -238,7 +241,7 @@ async fn prepare(plan: &Plan, parts: &Parts, shared: &Shared) -> Result<(), (Opt
             budget: shared.budget.clone(),
             reports: shared.reports.clone(),
             troubles: shared.troubles.clone(),
-            committed: shared.committed.clone(),
+            commits: shared.commits.clone(),
         };
         for instance in &part.instances {
             let mut sink = instance.lock().await;
@@ -279,6 +282,11 @@ impl Future for Running {
         );
         std::task::Poll::Ready((Arc::clone(&self.stage), failure))
     }
+}
+
+/// A panic outside the stages, in a commit for one, fails the run like a panic within a stage.
+async fn caught<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|panic| Failure::Panicked(panic_text(&*panic)))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Mutex, mpsc, watch};
+use tokio::sync::{Mutex, mpsc};
 
 use super::channel::{Reader, Writer, channel};
+use super::commits::Commits;
 use super::inputs::Inputs;
 use super::outputs::{Ports, Rejects};
 use super::pace::Pace;
@@ -39,7 +40,7 @@ pub(super) struct Shared {
     pub(super) reports: Reports,
     pub(super) requests: EpochRequests,
     pub(super) troubles: Troubles,
-    pub(super) committed: watch::Receiver<u64>,
+    pub(super) commits: Commits,
     pub(super) pace: Pace,
 }
 
@@ -102,7 +103,7 @@ impl Fabric<'_> {
             budget: self.shared.budget.clone(),
             reports: self.shared.reports.clone(),
             troubles: self.shared.troubles.clone(),
-            committed: self.shared.committed.clone(),
+            commits: self.shared.commits.clone(),
         }
     }
 }

@@ -6,8 +6,9 @@ mod transform;
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
+use super::commits::Commits;
 use super::failure::Failure;
 use super::report::{Report, Reports};
 use super::trouble::Troubles;
@@ -32,8 +33,7 @@ pub(super) struct StageContext {
     pub(super) budget: Budget,
     pub(super) reports: Reports,
     pub(super) troubles: Troubles,
-    /// The last committed epoch.
-    pub(super) committed: watch::Receiver<u64>,
+    pub(super) commits: Commits,
 }
 
 impl StageContext {

@@ -108,7 +108,7 @@ impl SinkTask {
                 InFlight::Barrier(epoch) => self.answer(epoch).await?,
             }
         }
-        self.cx.committed.wait_for(|&committed| committed >= epoch).await.map_err(|_| Failure::Closed)?;
+        self.cx.commits.wait_for(epoch).await;
         Ok(())
     }
 
