@@ -34,6 +34,11 @@ fn at_least_once_loses_nothing_where_lanes_merge_before_the_sink() {
 }
 
 #[test]
+fn at_least_once_loses_nothing_where_a_sink_answers_late() {
+    all(&Scenario { durable_by_answer: true, ..Scenario::default() });
+}
+
+#[test]
 fn exactly_once_neither_loses_nor_repeats_under_any_fault() {
     let reports = all(&Scenario { transactional: true, ..Scenario::default() });
     assert!(reports.iter().any(|report| report.lives > 1), "some schedules crash or stop");

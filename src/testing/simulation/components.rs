@@ -58,14 +58,14 @@ pub(super) fn plan(world: &Arc<World>, scenario: &Scenario) -> Plan {
             name: "out".into(),
             kind: SIMULATED,
             from: vec![Upstream::Transform(0, Port(0))],
-            compiled: compiled_sink(world, sink, transactional, scenario.sink_per_lane),
+            compiled: compiled_sink(world, sink, scenario, scenario.sink_per_lane),
             on_error: OnError::DeadLetter,
         }],
         dead_letter: Some(SinkStage {
             name: "dead_letter".into(),
             kind: SIMULATED,
             from: Vec::new(),
-            compiled: compiled_sink(world, dead_letter, transactional, false),
+            compiled: compiled_sink(world, dead_letter, scenario, false),
             on_error: OnError::Stop,
         }),
     }
@@ -172,10 +172,12 @@ struct SimulatedSink {
     world: Arc<World>,
     name: &'static str,
     transactional: bool,
+    durable_by_answer: bool,
 }
 
-fn compiled_sink(world: &Arc<World>, name: &'static str, transactional: bool, per_lane: bool) -> CompiledSink {
+fn compiled_sink(world: &Arc<World>, name: &'static str, scenario: &Scenario, per_lane: bool) -> CompiledSink {
     let world = Arc::clone(world);
+    let (transactional, durable_by_answer) = (scenario.transactional, scenario.durable_by_answer);
     CompiledSink {
         traits: SinkTraits {
             acknowledges: Acknowledges::Durable,
@@ -190,7 +192,7 @@ fn compiled_sink(world: &Arc<World>, name: &'static str, transactional: bool, pe
                 let transaction = SimulatedTransaction { world: Arc::clone(&world) };
                 cx.clients.set_transaction(cx.clients.shared(|| transaction));
             }
-            Ok(Box::new(SimulatedSink { world: Arc::clone(&world), name, transactional }))
+            Ok(Box::new(SimulatedSink { world: Arc::clone(&world), name, transactional, durable_by_answer }))
         }),
     }
 }
@@ -212,10 +214,16 @@ impl Sink for SimulatedSink {
             let what = format!("{} {}", self.name, named(&batch));
             let retry = if self.transactional { SinkError::Rewind } else { SinkError::Retry };
             self.world.step(Step::Write, &what).await.map_err(retry)?;
-            self.world.take(self.name, ids(&batch));
-            let world = Arc::clone(&self.world);
+            if !self.durable_by_answer {
+                self.world.take(self.name, ids(&batch));
+            }
+            let (world, name, durable_by_answer) = (Arc::clone(&self.world), self.name, self.durable_by_answer);
             Ok(async move {
                 world.step(Step::Answer, &what).await.map_err(retry)?;
+                if durable_by_answer {
+                    world.take(name, ids(&batch));
+                    world.make_durable(name);
+                }
                 Ok(Settled::all())
             }
             .boxed())

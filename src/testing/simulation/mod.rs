@@ -28,6 +28,9 @@ pub struct Scenario {
     pub transactional: bool,
     /// Whether each lane has its own instance of the sink.
     pub sink_per_lane: bool,
+    /// Whether a plain sink holds a batch only once it has answered, as one over a network does; else once it is flushed,
+    /// as a file does.
+    pub durable_by_answer: bool,
     /// Parallel copies of the chain.
     pub lanes: usize,
     /// Partitions of the source.
@@ -42,7 +45,16 @@ pub struct Scenario {
 
 impl Default for Scenario {
     fn default() -> Self {
-        Self { transactional: false, sink_per_lane: true, lanes: 2, partitions: 3, records: 24, faults: 4, crashes: 2 }
+        Self {
+            transactional: false,
+            sink_per_lane: true,
+            durable_by_answer: false,
+            lanes: 2,
+            partitions: 3,
+            records: 24,
+            faults: 4,
+            crashes: 2,
+        }
     }
 }
 
