@@ -23,7 +23,7 @@ pub use sink::{Answer, BoxSink, Refusal, Settled, Sink};
 pub use source::{BoxSource, Pulled, Source};
 pub use spanned::{Spanned, Text};
 pub use spec::{
-    Acknowledges, BuiltSource, CheckContext, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions,
+    Acknowledges, Build, BuiltSource, CheckContext, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions,
     SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec, SourceTraits, Touched, TransformConfig, TransformSpec,
 };
 pub use transform::{BoxTransform, Transform};
