@@ -39,7 +39,7 @@ fn at_least_once_loses_nothing_where_a_sink_answers_late() {
 }
 
 #[test]
-fn exactly_once_neither_loses_nor_repeats_under_any_fault() {
+fn rule_1_and_2_exactly_once_neither_loses_nor_repeats_under_any_fault() {
     let reports = all(&Scenario { transactional: true, ..Scenario::default() });
     assert!(reports.iter().any(|report| report.lives > 1), "some schedules crash or stop");
 }

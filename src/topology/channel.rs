@@ -76,6 +76,14 @@ impl Writer {
     }
 }
 
+#[cfg(test)]
+impl Writer {
+    /// Writes as if it were of another run.
+    pub(super) fn pretend_run(&mut self, run: u64) {
+        self.run = run;
+    }
+}
+
 impl Reader {
     /// The next item of this run, once there is one.
     pub(super) fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<Item, Closed>> {

@@ -86,7 +86,9 @@ impl Coordinator<'_> {
             close_requests: Vec::new(),
             ending: None,
             last_barrier_sent: false,
+            open_since: None,
         };
+        let longest_open = self.ledger.transaction.as_ref().map(|transaction| transaction.longest_open());
         loop {
             self.open_if_due(&mut state).await?;
             if let Some(end) = state.ending
@@ -96,6 +98,7 @@ impl Coordinator<'_> {
                 return Ok(end);
             }
             let due = state.moved.0.map(|since| since + self.interval);
+            let must_abort = longest_open.and_then(|longest| Some(state.open_since? + longest));
             let runtime = self.runtime.clone();
             tokio::select! {
                 biased;
@@ -119,6 +122,11 @@ impl Coordinator<'_> {
                 }
                 () = async { runtime.sleep_until(due.expect("guarded")).await },
                     if due.is_some() && self.has_room(&state) => {}
+                // The sinks open again only when the other side answers; until then nothing is open and nothing is read.
+                () = async { runtime.sleep_until(must_abort.expect("guarded")).await }, if must_abort.is_some() => {
+                    let error = "the transaction was open for half of its time-out and a sink has not answered";
+                    return Err(Failure::Rewind(error.to_owned()));
+                }
             }
         }
     }
@@ -163,6 +171,7 @@ impl Coordinator<'_> {
             Report::Moved => {
                 let now = self.runtime.clock().now();
                 state.moved.0.get_or_insert(now);
+                state.open_since.get_or_insert(now);
                 self.progress.records_wait(now);
             }
             Report::Ended { source } => {
@@ -222,6 +231,7 @@ impl Coordinator<'_> {
             if state.moved.0.is_none() && state.epochs.is_empty() {
                 self.progress.nothing_waits();
             }
+            state.open_since = state.moved.0;
             self.commits.set(epoch.number);
             for waiting in epoch.waiting {
                 let _ = waiting.try_send(true);
@@ -239,6 +249,8 @@ struct State {
     close_requests: Vec<blocking::SyncSender<bool>>,
     ending: Option<RunEnd>,
     last_barrier_sent: bool,
+    /// Since when a transaction may be open.
+    open_since: Option<Instant>,
 }
 
 async fn tell(source: &mpsc::Sender<Command>, command: Command) -> Result<(), Failure> {

@@ -259,6 +259,10 @@ impl Transaction for SimulatedTransaction {
         .boxed()
     }
 
+    fn longest_open(&self) -> Duration {
+        Duration::from_secs(3)
+    }
+
     fn commit(&self, epoch: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed> {
         async move {
             let what = epoch.to_string();
