@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use weir::testing::simulation::{Report, Scenario, run};
+use weir::testing::simulation::{Report, Scenario, run, run_beside_a_failing_one};
 
 /// Fixed seeds, and a few that nobody has seen before.
 fn seeds() -> Vec<u64> {
@@ -58,6 +58,14 @@ fn without_faults_every_record_comes_once_even_at_least_once() {
         let dropped = scenario.records / 5;
         assert_eq!(i64::try_from(total), Ok((scenario.records - dropped) * i64::from(scenario.partitions)));
     }
+}
+
+#[test]
+fn a_pipeline_never_notices_the_failure_of_another() {
+    let restarts: Vec<_> =
+        (0..50).map(|seed| run_beside_a_failing_one(seed).unwrap_or_else(|error| panic!("{error}"))).collect();
+    assert!(restarts.iter().any(|&(failing, _)| failing > 0), "some schedules fail the first pipeline");
+    assert!(restarts.iter().all(|&(_, sound)| sound == 0), "the other was restarted: {restarts:?}");
 }
 
 #[test]

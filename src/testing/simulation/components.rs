@@ -29,12 +29,12 @@ use crate::state::{Store, StoreError};
 const SIMULATED: &str = "simulated";
 
 /// A source, a transform in lanes, a sink and a dead letter.
-pub(super) fn plan(world: &Arc<World>, scenario: &Scenario) -> Plan {
+pub(super) fn plan(name: &str, world: &Arc<World>, scenario: &Scenario) -> Plan {
     let transactional = scenario.transactional;
     let (sink, dead_letter) =
         if transactional { (TRANSACTIONAL_SINK, TRANSACTIONAL_DEAD_LETTER) } else { (SINK, DEAD_LETTER) };
     Plan {
-        name: "simulated".into(),
+        name: name.into(),
         file: PathBuf::new(),
         guarantee: if transactional { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
         transactional,

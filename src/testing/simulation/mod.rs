@@ -17,7 +17,6 @@ pub use faults::{Fault, Faults, Step};
 pub use world::{Delivered, World};
 
 use crate::observe::{Metrics, StatusBoard};
-use crate::plan::Plan;
 use crate::runtime::Runtime;
 use crate::topology::{self, Host, PipelineEnd};
 
@@ -123,19 +122,10 @@ pub fn run(seed: u64, scenario: &Scenario) -> Result<Report, String> {
 async fn life(world: &Arc<World>, scenario: &Scenario, seed: u64) -> Option<LifeEnd> {
     let runtime = Runtime::simulated(seed);
     world.begin_life(runtime.clone());
-    let host = Host {
-        runtime: runtime.clone(),
-        metrics: Metrics::new(),
-        status: StatusBoard::default(),
-        store: Arc::new(components::SimulatedStore::new(Arc::clone(world))),
-        instance: "simulated".into(),
-        data_dir: Arc::from(std::path::Path::new("")),
-        memory: 1 << 20,
-    };
+    let host = host(world, &runtime);
     let stop = CancellationToken::new();
     let stop_after = world.stop_after();
-    let plan = plan(world, scenario);
-    let running = topology::run(vec![plan], host, stop.clone());
+    let running = topology::run(vec![components::plan("simulated", world, scenario)], host, stop.clone());
     tokio::pin!(running);
     let mut asked = false;
     loop {
@@ -153,7 +143,52 @@ async fn life(world: &Arc<World>, scenario: &Scenario, seed: u64) -> Option<Life
     }
 }
 
-/// A source, a transform in lanes, a sink and a dead letter.
-fn plan(world: &Arc<World>, scenario: &Scenario) -> Plan {
-    components::plan(world, scenario)
+fn host(world: &Arc<World>, runtime: &Runtime) -> Host {
+    Host {
+        runtime: runtime.clone(),
+        metrics: Metrics::new(),
+        status: StatusBoard::default(),
+        store: Arc::new(components::SimulatedStore::new(Arc::clone(world))),
+        instance: "simulated".into(),
+        data_dir: Arc::from(std::path::Path::new("")),
+        memory: 1 << 20,
+    }
+}
+
+/// Runs a pipeline that fails beside one that does not, in one process, and returns how often each was restarted.
+///
+/// # Errors
+/// If either does not end, or breaks its promise.
+///
+/// # Panics
+/// If a tokio runtime cannot be made.
+pub fn run_beside_a_failing_one(seed: u64) -> Result<(u64, u64), String> {
+    let failing = Scenario { faults: 8, crashes: 0, ..Scenario::default() };
+    let sound = Scenario { faults: 0, crashes: 0, ..Scenario::default() };
+    let worlds = [World::new(seed, &failing), World::new(seed, &sound)];
+    let executor = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without I/O takes nothing from the system");
+    executor.block_on(async {
+        let runtime = Runtime::simulated(seed);
+        for world in &worlds {
+            world.begin_life(runtime.clone());
+        }
+        // The store of the sound one: a store that fails fails everybody who needs it.
+        let host = host(&worlds[1], &runtime);
+        let status = host.status.clone();
+        let plans =
+            vec![components::plan("failing", &worlds[0], &failing), components::plan("sound", &worlds[1], &sound)];
+        let ends = topology::run(plans, host, CancellationToken::new()).await;
+        if let Some((name, end)) = ends.iter().find(|(_, end)| *end != PipelineEnd::Finished) {
+            return Err(format!("seed {seed}: `{name}` ended as {end:?}"));
+        }
+        for (world, scenario) in worlds.iter().zip([&failing, &sound]) {
+            world.delivered().check(scenario).map_err(|error| format!("seed {seed}: {error}\n{}", world.trace()))?;
+        }
+        let restarts = |name| status.get(name).map_or(0, |status| status.restarts);
+        Ok((restarts("failing"), restarts("sound")))
+    })
 }
