@@ -14,9 +14,10 @@ pub mod spanned;
 mod spec;
 mod transform;
 
+pub use crate::record::Rejected;
 pub use context::{BuildContext, Clients, EpochRequest, EpochRequests, SourceContext};
 pub use error::{BuildError, SinkError, SourceError};
-pub use output::{Output, Port, Rejected};
+pub use output::{Output, Port};
 pub use problem::{Problem, Severity, Span};
 pub use sink::{Answer, BoxSink, Refusal, Settled, Sink};
 pub use source::{BoxSource, Pulled, Source};
