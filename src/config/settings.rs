@@ -50,7 +50,7 @@ pub struct LogSettings {
     /// What is logged: a level, or levels by module (`info,weir::topology=debug`).
     pub level: Targets,
     /// How a line looks.
-    pub format: LogStyle,
+    pub style: LogStyle,
 }
 
 impl Default for Settings {
@@ -61,7 +61,7 @@ impl Default for Settings {
             grace: Duration::from_secs(30),
             instance: None,
             admin: AdminSettings { listen: Some("127.0.0.1:9464".to_owned()) },
-            log: LogSettings { level: Targets::new().with_default(LevelFilter::INFO), format: LogStyle::Text },
+            log: LogSettings { level: Targets::new().with_default(LevelFilter::INFO), style: LogStyle::Text },
         }
     }
 }
@@ -148,7 +148,7 @@ impl Settings {
             "instance" => self.instance = Some(instance(text)?),
             "admin.listen" => self.admin.listen = listen(text)?,
             "log.level" => self.log.level = levels(&text)?,
-            _ => self.log.format = format(&text)?,
+            _ => self.log.style = style(&text)?,
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ fn flatten(key: String, value: Value, into: &mut Vec<(String, Value)>) {
             }
         }
         // A section that is there and empty says nothing.
-        ValueKind::Nil if KEYS.iter().any(|known| known.starts_with(&format!("{key}."))) => {}
+        ValueKind::Nil | ValueKind::Table(_) if KEYS.iter().any(|known| known.starts_with(&format!("{key}."))) => {}
         kind => into.push((key, Value::new(origin.as_ref(), kind))),
     }
 }
@@ -235,6 +235,8 @@ fn scalar(value: ValueKind) -> Result<Option<String>, String> {
 
 fn bytes(text: &str) -> Result<u64, String> {
     let (number, unit) = split_unit(text);
+    let expected = || format!("expected a size such as `64MiB`, found `{text}`");
+    let number = u64::from_str(number).map_err(|_| expected())?;
     let shift = match unit {
         "" | "B" => 0,
         "KiB" => 10,
@@ -242,7 +244,6 @@ fn bytes(text: &str) -> Result<u64, String> {
         "GiB" => 30,
         _ => return Err(format!("`{unit}` is no unit of size; use B, KiB, MiB or GiB, as in `64MiB`")),
     };
-    let number = u64::from_str(number).map_err(|_| format!("expected a size such as `64MiB`, found `{text}`"))?;
     number
         .checked_mul(1 << shift)
         .filter(|bytes| *bytes >= 1 << 20)
@@ -307,7 +308,7 @@ fn levels(text: &str) -> Result<Targets, String> {
     Targets::from_str(text).map_err(|_| format!("{expected}, found `{text}`"))
 }
 
-fn format(text: &str) -> Result<LogStyle, String> {
+fn style(text: &str) -> Result<LogStyle, String> {
     match text {
         "text" => Ok(LogStyle::Text),
         "json" => Ok(LogStyle::Json),
@@ -348,7 +349,7 @@ log: { level: 'warn,weir::topology=debug', format: json }
         assert_eq!(settings.grace, Duration::from_secs(120));
         assert_eq!(settings.instance.as_deref(), Some("weir-0"));
         assert_eq!(settings.admin.listen.as_deref(), Some("0.0.0.0:9000"));
-        assert_eq!(settings.log.format, LogStyle::Json);
+        assert_eq!(settings.log.style, LogStyle::Json);
         assert!(settings.log.level.would_enable("weir::topology::stage", &tracing::Level::DEBUG));
         assert!(!settings.log.level.would_enable("weir::state", &tracing::Level::INFO));
     }
@@ -357,14 +358,19 @@ log: { level: 'warn,weir::topology=debug', format: json }
     fn a_variable_wins_over_the_file() {
         let settings = read(
             "admin: { listen: '127.0.0.1:1' }\nlog: { format: json }\ngrace: 1s\n",
-            &[("WEIR_ADMIN__LISTEN", "off"), ("WEIR_GRACE", "250ms"), ("WEIR_MEMORY", "1048576"), ("WEIR_INSTANCE", "")],
+            &[
+                ("WEIR_ADMIN__LISTEN", "off"),
+                ("WEIR_GRACE", "250ms"),
+                ("WEIR_MEMORY", "1048576"),
+                ("WEIR_INSTANCE", ""),
+            ],
         )
         .unwrap();
         assert_eq!(settings.admin.listen, None);
         assert_eq!(settings.grace, Duration::from_millis(250));
         assert_eq!(settings.memory, 1 << 20);
         assert_eq!(settings.instance, None, "an empty variable is not set");
-        assert_eq!(settings.log.format, LogStyle::Json);
+        assert_eq!(settings.log.style, LogStyle::Json);
     }
 
     #[test]

@@ -176,12 +176,10 @@ mod tests {
 
     impl Served {
         fn start() -> Self {
-            let tokio =
-                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             let (metrics, status, runtime) = (Metrics::new(), StatusBoard::default(), Runtime::system());
             let clock = runtime.clock();
-            let admin =
-                tokio.block_on(Admin::start("127.0.0.1:0", metrics.clone(), status.clone(), runtime)).unwrap();
+            let admin = tokio.block_on(Admin::start("127.0.0.1:0", metrics.clone(), status.clone(), runtime)).unwrap();
             Self { tokio, admin, metrics, status, clock }
         }
 

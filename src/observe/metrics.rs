@@ -374,7 +374,8 @@ mod tests {
             ("weir_build_info", "version="),
             ("process_resident_memory_bytes", ""),
         ] {
-            let there = text.lines().any(|line| sample(line).is_some_and(|(is, _)| is == name) && line.contains(labels));
+            let there =
+                text.lines().any(|line| sample(line).is_some_and(|(is, _)| is == name) && line.contains(labels));
             assert!(there, "{name} {labels}\n{text}");
         }
     }
