@@ -172,6 +172,15 @@ impl Broker {
 
     /// Writes records, each partition's in their order, and waits until the broker has them all.
     pub(crate) fn produce(&self, topic: &str, records: impl IntoIterator<Item = Record>) {
+        let writer = self.writer(topic);
+        for record in records {
+            writer.send(&record);
+        }
+        writer.flush();
+    }
+
+    /// Writes to a topic again and again.
+    pub(crate) fn writer(&self, topic: &str) -> Writer {
         let failures = Failures::default();
         let mut config = self.config();
         config
@@ -179,27 +188,9 @@ impl Broker {
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "5")
             .set("queue.buffering.max.messages", "200000");
-        let producer: ThreadedProducer<Failures> =
+        let producer =
             ThreadedProducer::from_config_and_context(&config, failures.clone()).expect("the settings are valid");
-        for record in records {
-            let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
-                headers.insert(Header { key, value: value.as_ref() })
-            });
-            let mut outgoing: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).payload(&record.value);
-            outgoing.key = record.key.as_deref();
-            outgoing.partition = record.partition;
-            outgoing.timestamp = record.timestamp;
-            outgoing.headers = (!record.headers.is_empty()).then_some(headers);
-            while let Err((error, refused)) = producer.send(outgoing) {
-                let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
-                assert_eq!(error, full, "the client takes the record");
-                std::thread::sleep(Duration::from_millis(5));
-                outgoing = refused;
-            }
-        }
-        producer.flush(Duration::from_mins(2)).expect("the broker takes the records");
-        let failed = failures.0.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(failed.is_empty(), "the broker refused records: {:?}", failed.first());
+        Writer { topic: topic.to_owned(), producer, failures }
     }
 
     /// All records of a topic that readers of committed data see now, partition by partition.
@@ -279,6 +270,41 @@ impl Broker {
             config.set(*key, *value);
         }
         config.create().expect("the settings are valid")
+    }
+}
+
+/// Writes to a topic.
+pub(crate) struct Writer {
+    topic: String,
+    producer: ThreadedProducer<Failures>,
+    failures: Failures,
+}
+
+impl Writer {
+    /// Hands a record to the client.
+    pub(crate) fn send(&self, record: &Record) {
+        let headers = record
+            .headers
+            .iter()
+            .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: value.as_ref() }));
+        let mut outgoing: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.topic).payload(&record.value);
+        outgoing.key = record.key.as_deref();
+        outgoing.partition = record.partition;
+        outgoing.timestamp = record.timestamp;
+        outgoing.headers = (!record.headers.is_empty()).then_some(headers);
+        while let Err((error, refused)) = self.producer.send(outgoing) {
+            let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
+            assert_eq!(error, full, "the client takes the record");
+            std::thread::sleep(Duration::from_millis(5));
+            outgoing = refused;
+        }
+    }
+
+    /// Waits until the broker has all of them.
+    pub(crate) fn flush(&self) {
+        self.producer.flush(Duration::from_mins(2)).expect("the broker takes the records");
+        let failed = self.failures.0.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(failed.is_empty(), "the broker refused records: {:?}", failed.first());
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 #[allow(unused_imports, reason = "each test binary uses a part of it")]
-pub(crate) use client::{Consumed, Reader, Record, unique};
+pub(crate) use client::{Consumed, Reader, Record, Writer, unique};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, Producer};
 use wait::Deadline;
