@@ -1,7 +1,6 @@
 //! `json`: a body is one JSON value.
 
-use crate::component::Rejected;
-use crate::record::{Batch, Record};
+use crate::record::{Batch, Record, Rejected};
 
 pub(super) fn decode(batch: Batch, _rejected: &mut Vec<Rejected>) -> Batch {
     batch

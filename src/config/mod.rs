@@ -5,7 +5,9 @@ mod document;
 mod interpolate;
 mod load;
 mod scalar;
+mod settings;
 
 pub use document::{Document, SourceFile};
 pub use interpolate::{Environment, ProcessEnvironment, substituted};
 pub use load::load;
+pub use settings::{AdminSettings, LogSettings, Settings, SettingsError};

@@ -9,9 +9,9 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
+use super::budget::Reservation;
 use super::headers::Headers;
 use super::partition::Partition;
-use crate::delivery::budget::Reservation;
 
 /// A range of a batch's bytes. A batch holds less than 4 GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

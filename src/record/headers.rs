@@ -15,7 +15,7 @@ pub struct Header<'a> {
 }
 
 /// The headers of one record.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Headers<'a> {
     rest: &'a [u8],
 }
@@ -66,6 +66,9 @@ pub struct HeadersBuilder {
 
 impl HeadersBuilder {
     /// Appends one header. A name longer than 64 KiB is cut there.
+    ///
+    /// # Panics
+    /// Never: the name is cut first.
     pub fn push(&mut self, name: &[u8], value: Option<&[u8]>) {
         let name = &name[..name.len().min(usize::from(u16::MAX))];
         self.encoded.extend_from_slice(&u16::try_from(name.len()).expect("cut above").to_le_bytes());

@@ -1,1 +1,3 @@
-//! What tests are made of: a harness for one component, the simulation.
+//! What tests are made of: the deterministic simulation of the real topology.
+
+pub mod simulation;
