@@ -74,7 +74,7 @@ mod tests {
         let (code, text) = checked(folder.path(), Format::Text);
         assert_eq!(code, 2);
         let first_lines: Vec<_> = text.lines().filter(|line| line.contains(": error: ")).collect();
-        assert!(first_lines[0].starts_with("DIR/a.yaml:2:1: error: "), "{text}");
+        assert!(first_lines[0].starts_with("DIR/a.yaml:1:4: error: "), "{text}");
         assert!(first_lines[1].starts_with("DIR/b.yml:1:1: error: "), "{text}");
         assert_eq!(first_lines.last(), Some(&"DIR/d.yaml:1:4: error: the file is not UTF-8 text"));
         assert!(text.ends_with("3 of 3 files cannot run as written\n"), "{text}");

@@ -141,7 +141,11 @@ mod tests {
         for (at, _) in text.value.match_indices(|letter: char| letter.is_alphanumeric()) {
             let letter = text.value[at..].chars().next().unwrap();
             let place = text.place(at);
-            assert!(file[place..].starts_with([letter, '\\']), "`{letter}` at {at} of {:?} is not at {place}", text.value);
+            assert!(
+                file[place..].starts_with([letter, '\\']),
+                "`{letter}` at {at} of {:?} is not at {place}",
+                text.value
+            );
         }
     }
 

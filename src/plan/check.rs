@@ -178,7 +178,9 @@ impl<'a> Compiler<'a> {
                 continue;
             }
             let Stage::Transform(at) = stage else { continue };
-            let Some(compiled) = self.transforms[at].as_ref().filter(|_| !links.meant.contains(&stage)) else { continue };
+            let Some(compiled) = self.transforms[at].as_ref().filter(|_| !links.meant.contains(&stage)) else {
+                continue;
+            };
             if compiled.default_output && !read.contains(&(stage, Port(0))) {
                 let words = format!("nobody reads what leaves `{name}` by its default output");
                 problems.push(Problem::error(component.span, words).help(format!("add `from: {name}` to a stage")));
@@ -346,7 +348,8 @@ impl Ports<'_, '_> {
                     format!("`{name}` has named outputs only: say which is read")
                 };
                 let examples = references.iter().map(|reference| format!("from: {reference}")).collect::<Vec<_>>();
-                self.problems.push(Problem::error(link.span, words).help(format!("write one of {}", listed(&examples))));
+                self.problems
+                    .push(Problem::error(link.span, words).help(format!("write one of {}", listed(&examples))));
                 // Any of them may be meant.
                 for output in 0..compiled.outputs.len() {
                     self.read.insert((link.stage, port_of(output)));
@@ -389,4 +392,176 @@ fn without(mut problem: Problem, hidden: &[&str]) -> Problem {
         }
     }
     problem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{documents, mistake, mistakes, planned};
+    use super::super::{Guarantee, OnError, Upstream};
+    use super::declared_name;
+    use crate::component::{Port, Severity};
+
+    const HEAD: &str = "sources: { in: { kafka: { topics: [t] } } }\n";
+    const TAIL: &str = "sinks: { out: { kafka: { topic: u } } }\n";
+
+    /// A pipeline from `in` to `out`, with these transforms.
+    fn with(transforms: &str) -> String {
+        format!("{HEAD}transforms:\n{transforms}{TAIL}")
+    }
+
+    fn one(place: &str, words: &str) -> (String, String) {
+        (place.to_owned(), words.to_owned())
+    }
+
+    #[test]
+    fn each_stage_reads_the_one_above() {
+        let (plan, problems) = planned(&with("- map: .a = 1\n- name: some\n  filter: .a == 1\n- map: .b = 2\n"));
+        assert_eq!(problems, []);
+        let plan = plan.unwrap();
+        let names: Vec<_> = plan.transforms.iter().map(|stage| &*stage.name).collect();
+        assert_eq!(names, ["map_1", "some", "map_2"]);
+        assert_eq!(plan.transforms[0].from, [Upstream::Source(0)]);
+        assert_eq!(plan.transforms[2].from, [Upstream::Transform(1, Port(0))]);
+        assert_eq!(plan.sinks[0].from, [Upstream::Transform(2, Port(0))]);
+        assert_eq!((&*plan.name, plan.lanes), ("orders", 4));
+        assert!(plan.transforms.iter().all(|stage| stage.on_error == OnError::Stop));
+    }
+
+    #[test]
+    fn stages_are_put_behind_what_they_read() {
+        let text = with("- name: late\n  from: early\n  map: .a = 1\n- name: early\n  from: in\n  map: .b = 1\n");
+        let text = text.replace("{ out: {", "{ out: { from: late,");
+        let plan = planned(&text).0.unwrap();
+        assert_eq!(plan.transforms.iter().map(|stage| &*stage.name).collect::<Vec<_>>(), ["early", "late"]);
+        assert_eq!(plan.transforms[1].from, [Upstream::Transform(0, Port(0))]);
+        assert_eq!(plan.sinks[0].from, [Upstream::Transform(1, Port(0))]);
+    }
+
+    #[test]
+    fn named_outputs_are_ports() {
+        let text = format!(
+            "{HEAD}transforms:\n- name: by\n  route: {{ big: .a > 1, else: x }}\nsinks:\n  one: {{ from: by.big, kafka: {{ topic: u }} }}\n  \
+             two: {{ from: [by.else, in], kafka: {{ topic: u }} }}\n"
+        );
+        let plan = planned(&text).0.unwrap();
+        assert_eq!(plan.sinks[0].from, [Upstream::Transform(0, Port(1))]);
+        assert_eq!(plan.sinks[1].from, [Upstream::Transform(0, Port(2)), Upstream::Source(0)]);
+    }
+
+    #[test]
+    fn a_name_that_is_misspelt_blames_only_the_name() {
+        let text = with("- name: clean\n  map: .a = 1\n- from: cleen\n  map: .b = 1\n");
+        assert_eq!(mistake(&text), one("cleen", "no stage is named `cleen`"));
+    }
+
+    #[test]
+    fn records_may_not_go_in_circles() {
+        let text = with("- name: a\n  from: [in, b]\n  map: .a = 1\n- name: b\n  map: .b = 1\n");
+        assert_eq!(mistake(&text), one("b", "records would go in a circle: `a` → `b` → `a`"));
+        assert_eq!(mistake(&with("- name: a\n  from: [in, a]\n  map: x\n")), one("a", "`a` reads itself"));
+    }
+
+    #[test]
+    fn what_nobody_reads_is_a_mistake() {
+        let unread = with("- name: a\n  map: .a = 1\n- name: b\n  from: in\n  map: .b = 1\n");
+        assert_eq!(mistake(&unread), one("a", "nobody reads `a`"));
+        let output = with("- name: by\n  route: { big: x, small: y }\n").replace("{ out: {", "{ out: { from: by.big,");
+        assert_eq!(mistake(&output), one("by", "nobody reads the output `small` of `by`"));
+    }
+
+    #[test]
+    fn a_default_that_would_be_a_guess_is_a_mistake() {
+        let two = "sources:\n  a: { file: { path: x } }\n  b: { file: { path: y } }\nsinks: { out: { stdout: } }\n";
+        assert_eq!(mistake(two), one("out", "`out` must say which of the 2 sources it reads"));
+        let named = with("- name: by\n  route: { big: x }\n");
+        assert_eq!(mistake(&named), one("out", "`by`, the stage above, has named outputs only: say which is read"));
+    }
+
+    #[test]
+    fn the_mistakes_of_all_stages_are_told_at_once() {
+        let text = with("- name: a\n  map: bad\n- name: b\n  map: |\n    .x = 1\n    .y = bad(2)\n")
+            .replace("topics: [t]", "topic: [t]")
+            .replace("topic: u", "topic: [u]");
+        let places: Vec<_> = mistakes(&text).into_iter().map(|(place, _)| place).collect();
+        assert_eq!(
+            places,
+            ["topic", "bad", "bad", "["]
+                .into_iter()
+                .map(|place| if place == "[" { "[u]".to_owned() } else { place.to_owned() })
+                .collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_substituted_value_is_in_no_message() {
+        let text = with("- map: bad ${SECRET}\n");
+        let (_, words) = mistake(&text);
+        assert_eq!(words, "`bad` is bad in `bad …`");
+    }
+
+    #[test]
+    fn a_guarantee_that_cannot_be_held_names_the_stage_to_blame() {
+        let exact = format!("guarantee: exactly_once\n{HEAD}{TAIL}");
+        let plan = planned(&exact).0.unwrap();
+        assert!(plan.transactional && plan.guarantee == Guarantee::ExactlyOnce);
+
+        let (place, words) = mistake(&exact.replace("kafka: { topic: u }", "stdout: {}"));
+        assert_eq!(place, "exactly_once");
+        assert!(words.contains("`out`") && words.contains("a kafka transaction"), "{words}");
+
+        let (place, words) = mistake(&format!("guarantee: at_least_once\n{HEAD}sinks: {{ out: {{ udp: }} }}\n"));
+        assert_eq!(place, "at_least_once");
+        assert!(words.contains("`out` acknowledges nothing"), "{words}");
+    }
+
+    #[test]
+    fn a_path_that_loses_records_is_a_warning_unless_the_file_accepts_it() {
+        let text = format!("sources: {{ in: {{ stdin: }} }}\n{TAIL}");
+        let (plan, problems) = planned(&text);
+        assert_eq!(plan.unwrap().guarantee, Guarantee::AtMostOnce);
+        assert_eq!(problems.len(), 1);
+        assert_eq!(problems[0].severity, Severity::Warning);
+        let (plan, problems) = planned(&format!("guarantee: at_most_once\n{text}"));
+        assert!(plan.is_some() && problems.is_empty());
+    }
+
+    #[test]
+    fn a_dead_letter_takes_what_is_refused() {
+        let text = format!("{}dead_letter: {{ kafka: {{ topic: dead }} }}\n", with("- map: x\n  on_error: drop\n"));
+        let plan = planned(&text).0.unwrap();
+        assert_eq!(plan.sources[0].on_error, OnError::DeadLetter);
+        assert_eq!(plan.transforms[0].on_error, OnError::Drop);
+        let dead_letter = plan.dead_letter.unwrap();
+        assert_eq!((&*dead_letter.name, dead_letter.on_error), ("dead_letter", OnError::Stop));
+        assert_eq!(plan.paths.len(), 2);
+        assert_eq!(
+            mistake(&with("- map: x\n  on_error: dead_letter\n")),
+            one("dead_letter", "the pipeline has no dead letter")
+        );
+    }
+
+    #[test]
+    fn pipelines_of_one_file_need_names() {
+        let text = format!("{HEAD}{TAIL}---\nname: two\n{HEAD}{TAIL}");
+        let documents = documents(&text);
+        let compile = |at: usize| {
+            let options = super::super::CompileOptions { cores: 1, tables: super::super::testing::TABLES };
+            super::compile(&documents[at], &options)
+        };
+        assert_eq!(compile(0).1[0].message, "each pipeline of a file with several needs a `name`");
+        assert_eq!(&*compile(1).0.unwrap().name, "two");
+        assert_eq!(&*declared_name(&documents[1]).unwrap().0, "two");
+    }
+
+    #[test]
+    fn a_plan_is_explained() {
+        let text = format!(
+            "{}dead_letter: {{ kafka: {{ topic: dead }} }}\n",
+            with("- name: priced\n  map: x\n- name: by\n  route: { big: x, else: y }\n")
+        );
+        let text = text.replace("sinks: { out: {", "sinks: { other: { from: by.else, stdout: }, out: { from: by.big,");
+        let (plan, problems) = planned(&text);
+        assert_eq!(problems, []);
+        insta::assert_snapshot!(super::super::explain(&plan.unwrap()));
+    }
 }

@@ -15,9 +15,8 @@ use crate::config::Document;
 const MOST_STAGES: usize = 1000;
 
 /// The keys of a pipeline.
-const KEYS: &[&str] = &[
-    "name", "guarantee", "sources", "transforms", "sinks", "dead_letter", "commit", "memory", "parallelism",
-];
+const KEYS: &[&str] =
+    &["name", "guarantee", "sources", "transforms", "sinks", "dead_letter", "commit", "memory", "parallelism"];
 
 /// The keys that may stand beside the kind of a component.
 const BESIDE: &[&str] = &["name", "from", "on_error", "parallelism", "buffer", "was"];
@@ -143,7 +142,8 @@ pub(super) fn draft<'a>(document: &'a Document, tables: &Tables, problems: &mut 
         draft.dead_letter = Some(reader.component(Arc::from(DEAD_LETTER), key.span, node, Section::DeadLetter));
     }
     for (section, word) in [("sources", "source"), ("sinks", "sink")] {
-        if root.get(section).is_none() {
+        let meant = |(key, _): &(Key, Node)| nearest(&key.name, KEYS.iter().copied()) == Some(section);
+        if !entries.iter().any(meant) {
             let problem = Problem::error(first, format!("the pipeline has no {word}"));
             problems.push(problem.help(format!("add `{section}:` with at least one {word} under its name")));
         }
@@ -363,7 +363,9 @@ impl Reader<'_> {
         }
         for (key, value) in entries {
             match key.name.as_str() {
-                "from" if matches!(section, Section::Transform | Section::Sink) => component.from = self.from(key, value),
+                "from" if matches!(section, Section::Transform | Section::Sink) => {
+                    component.from = self.from(key, value)
+                }
                 "on_error" if section != Section::DeadLetter => component.on_error = self.on_error(value),
                 "from" | "on_error" | "name" | "parallelism" | "buffer" | "was" => self.misplaced(key, section),
                 _ => {}
@@ -392,12 +394,14 @@ impl Reader<'_> {
             ("name", _) => ("a name is not written here".to_owned(), "its name is the key above it"),
             ("from", Section::Source) => ("a source reads no other stage".to_owned(), "remove `from`"),
             ("from", _) => ("the dead letter reads what all stages refuse".to_owned(), "remove `from`"),
-            ("on_error", _) => {
-                ("a dead letter cannot have a dead letter".to_owned(), "remove `on_error`: what it refuses stops the pipeline")
-            }
-            ("parallelism", _) => {
-                ("`parallelism` of a single stage is not supported yet".to_owned(), "set it for the whole pipeline, at the top")
-            }
+            ("on_error", _) => (
+                "a dead letter cannot have a dead letter".to_owned(),
+                "remove `on_error`: what it refuses stops the pipeline",
+            ),
+            ("parallelism", _) => (
+                "`parallelism` of a single stage is not supported yet".to_owned(),
+                "set it for the whole pipeline, at the top",
+            ),
             (name, _) => (format!("`{name}` is not supported yet"), "remove it"),
         };
         self.problems.push(Problem::error(key.span, words).help(help));

@@ -63,7 +63,9 @@ impl Page<'_> {
         self.section("paths");
         for path in &self.plan.paths {
             let _ = writeln!(self.out, "  {} → {}: {}", path.source, path.sink, path.guarantee);
-            let _ = writeln!(self.out, "    {}", path.reason);
+            for line in wrapped(&path.reason) {
+                let _ = writeln!(self.out, "    {line}");
+            }
         }
     }
 
@@ -91,11 +93,14 @@ impl Page<'_> {
         }
         self.section("transforms");
         for stage in &self.plan.transforms {
-            self.line(&stage.name, &format!("{} of {}", stage.kind, self.upstreams(&stage.from)));
+            self.line(&stage.name, &format!("{}, reads {}", stage.kind, self.upstreams(&stage.from)));
             self.touched(&stage.compiled.touched);
             if !stage.compiled.outputs.is_empty() {
                 let outputs = stage.compiled.outputs.join(", ");
-                self.line("", &format!("outputs: {}{outputs}", if stage.compiled.default_output { "default, " } else { "" }));
+                self.line(
+                    "",
+                    &format!("outputs: {}{outputs}", if stage.compiled.default_output { "default, " } else { "" }),
+                );
             }
             self.on_error(stage.on_error);
         }
@@ -104,8 +109,9 @@ impl Page<'_> {
     fn sinks(&mut self) {
         self.section("sinks");
         for stage in self.plan.sinks.iter().chain(&self.plan.dead_letter) {
-            let from = if stage.from.is_empty() { "all that is refused".to_owned() } else { self.upstreams(&stage.from) };
-            self.line(&stage.name, &format!("{} of {from}", stage.kind));
+            let from =
+                if stage.from.is_empty() { "what all stages refuse".to_owned() } else { self.upstreams(&stage.from) };
+            self.line(&stage.name, &format!("{}, reads {from}", stage.kind));
             let traits = &stage.compiled.traits;
             let answers = match traits.acknowledges {
                 Acknowledges::Durable => "answers when records are durable",
@@ -120,7 +126,7 @@ impl Page<'_> {
     }
 
     fn touched(&mut self, touched: &Touched) {
-        for (verb, fields) in [("reads", &touched.reads), ("writes", &touched.writes)] {
+        for (verb, fields) in [("fields read", &touched.reads), ("fields written", &touched.writes)] {
             if !fields.is_empty() {
                 self.line("", &format!("{verb}: {}", listed(fields)));
             }
@@ -151,7 +157,10 @@ impl Page<'_> {
         }
         let _ = writeln!(self.out, "  All are bounded: a stage that is slow slows down what stands before it.");
         if plan.sinks.len() > 1 {
-            let _ = writeln!(self.out, "  A sink that does not answer holds back all of them: this pipeline commits as one.");
+            let _ = writeln!(
+                self.out,
+                "  A sink that does not answer holds back all of them: this pipeline commits as one."
+            );
         }
     }
 
@@ -170,6 +179,22 @@ impl Page<'_> {
             }
         }
     }
+}
+
+/// A sentence in lines that fit a terminal.
+fn wrapped(text: &str) -> Vec<String> {
+    const WIDTH: usize = 100;
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is always a line");
+        if !line.is_empty() && line.len() + 1 + word.len() > WIDTH {
+            lines.push(word.to_owned());
+        } else {
+            line.push_str(if line.is_empty() { "" } else { " " });
+            line.push_str(word);
+        }
+    }
+    lines
 }
 
 fn listed(fields: &BTreeSet<String>) -> String {

@@ -49,7 +49,13 @@ impl Parts<'_> {
         let mut paths = Vec::new();
         for sink in self.sinks {
             let reached = self.sources_of(&sink.from);
-            paths.extend(self.sources.iter().zip(reached).filter(|(_, reached)| *reached).map(|(source, _)| self.path(source, sink)));
+            paths.extend(
+                self.sources
+                    .iter()
+                    .zip(reached)
+                    .filter(|(_, reached)| *reached)
+                    .map(|(source, _)| self.path(source, sink)),
+            );
         }
         if let Some(dead_letter) = self.dead_letter {
             paths.extend(self.sources.iter().map(|source| self.path(source, dead_letter)));
@@ -91,11 +97,14 @@ impl Parts<'_> {
         if self.stated == Some(Guarantee::ExactlyOnce)
             && let Some(kind) = transaction
         {
-            let reason = format!("outputs and the positions of `{}` are committed in one {kind} transaction", source.name);
+            let reason =
+                format!("outputs and the positions of `{}` are committed in one {kind} transaction", source.name);
             return (Guarantee::ExactlyOnce, reason);
         }
-        let mut reason =
-            format!("after a crash `{}` is read again from its last commit, so some records may come twice", source.name);
+        let mut reason = format!(
+            "after a crash `{}` is read again from its last commit, so some records may come twice",
+            source.name
+        );
         let traits = &sink.compiled.traits;
         if traits.idempotent_by_key {
             reason.push_str("; the second replaces the first by its key, so in effect once");
@@ -138,7 +147,12 @@ pub(super) struct Places {
 
 /// Reports what the file asks for and cannot have; warns of paths that lose records if the file does not say that they
 /// may.
-pub(super) fn check(parts: &Parts<'_>, stated: Option<&Spanned<Guarantee>>, places: &Places, problems: &mut Vec<Problem>) {
+pub(super) fn check(
+    parts: &Parts<'_>,
+    stated: Option<&Spanned<Guarantee>>,
+    places: &Places,
+    problems: &mut Vec<Problem>,
+) {
     match stated {
         Some(stated) if stated.value == Guarantee::AtMostOnce => {}
         Some(stated) => {
@@ -184,13 +198,23 @@ fn outside(parts: &Parts<'_>) -> Vec<(Arc<str>, String)> {
     let kind = of_sources.chain(kinds).next();
     for source in parts.sources {
         if source.compiled.traits.transactional_with.is_none() || source.compiled.traits.transactional_with != kind {
-            let why = format!("the positions of `{}`, a source of kind `{}`, cannot be part of {}", source.name, source.kind, transaction(kind));
+            let why = format!(
+                "the positions of `{}`, a source of kind `{}`, cannot be part of {}",
+                source.name,
+                source.kind,
+                transaction(kind)
+            );
             blamed.push((Arc::clone(&source.name), why));
         }
     }
     for sink in parts.all_sinks() {
         if sink.compiled.traits.transactional_with.is_none() || sink.compiled.traits.transactional_with != kind {
-            let why = format!("what `{}`, a sink of kind `{}`, writes cannot be part of {}", sink.name, sink.kind, transaction(kind));
+            let why = format!(
+                "what `{}`, a sink of kind `{}`, writes cannot be part of {}",
+                sink.name,
+                sink.kind,
+                transaction(kind)
+            );
             blamed.push((Arc::clone(&sink.name), why));
         }
     }

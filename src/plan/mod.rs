@@ -21,9 +21,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::component::{
-    CompiledSink, CompiledSource, CompiledTransform, Port, SinkSpec, SourceSpec, TransformSpec,
-};
+use crate::component::{CompiledSink, CompiledSource, CompiledTransform, Port, SinkSpec, SourceSpec, TransformSpec};
 
 pub use check::{compile, declared_name};
 pub use explain::explain;
@@ -79,11 +77,7 @@ impl Tables {
     /// All kinds of this build.
     #[must_use]
     pub fn all() -> Self {
-        Self {
-            sources: crate::sources::SOURCES,
-            transforms: crate::transforms::TRANSFORMS,
-            sinks: crate::sinks::SINKS,
-        }
+        Self { sources: crate::sources::SOURCES, transforms: crate::transforms::TRANSFORMS, sinks: crate::sinks::SINKS }
     }
 }
 

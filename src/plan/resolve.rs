@@ -135,7 +135,8 @@ impl Resolver<'_, '_> {
             None => {
                 self.links.some_unknown = true;
                 let names: Vec<_> = readable.iter().take(20).map(|(name, _)| *name).collect();
-                self.problems.push(problem.help(format!("the stages that can be read are {}", super::draft::listed(&names))));
+                self.problems
+                    .push(problem.help(format!("the stages that can be read are {}", super::draft::listed(&names))));
             }
         }
     }
@@ -153,10 +154,11 @@ impl Resolver<'_, '_> {
             [first, ..] => {
                 let names: Vec<_> = self.draft.sources.iter().map(|source| source.name.to_string()).collect();
                 let words = format!("`{}` must say which of the {} sources it reads", reader.name, names.len());
-                self.problems.push(
-                    Problem::error(span, words)
-                        .help(format!("add `from: {}`, or `from: [{}]` to read all", first.name, names.join(", "))),
-                );
+                self.problems.push(Problem::error(span, words).help(format!(
+                    "add `from: {}`, or `from: [{}]` to read all",
+                    first.name,
+                    names.join(", ")
+                )));
                 self.links.some_unknown = true;
                 None
             }

@@ -63,12 +63,7 @@ pub(super) fn mistake(text: &str) -> (String, String) {
 
 fn source(keeps_positions: KeepsPositions, kind: Option<&'static str>) -> CompiledSource {
     CompiledSource {
-        traits: SourceTraits {
-            keeps_positions,
-            finite: false,
-            partitioned: kind.is_some(),
-            transactional_with: kind,
-        },
+        traits: SourceTraits { keeps_positions, finite: false, partitioned: kind.is_some(), transactional_with: kind },
         codec: Codec::Json,
         schema: Schema::default(),
         build: Arc::new(|_| Err(BuildError("a test builds nothing".to_owned()))),
