@@ -128,14 +128,12 @@ impl Names {
         }
         let (start, _) = diagnostic::places(&document.file, span);
         let place = format!("{}:{}", document.file.path.display(), start.line);
-        match self.0.get(&name) {
-            Some(first) => Err(Problem::error(span, format!("another pipeline is named `{name}`"))
-                .help(format!("it is at {first}; a name identifies the pipeline's positions and metrics"))),
-            None => {
-                self.0.insert(name, place);
-                Ok(())
-            }
+        if let Some(first) = self.0.get(&name) {
+            return Err(Problem::error(span, format!("another pipeline is named `{name}`"))
+                .help(format!("it is at {first}; a name identifies the pipeline's positions and metrics")));
         }
+        self.0.insert(name, place);
+        Ok(())
     }
 }
 

@@ -34,7 +34,7 @@ pub fn load(file: Arc<SourceFile>, environment: &dyn Environment) -> (Vec<Docume
         );
     }
     let count = roots.len();
-    let document = |(index, root)| Document { file: Arc::clone(&file), index, count, root };
+    let document = move |(index, root)| Document { file: Arc::clone(&file), index, count, root };
     (roots.into_iter().enumerate().map(document).collect(), problems)
 }
 
@@ -130,15 +130,20 @@ impl<'a> Loader<'a> {
     fn event(&mut self, event: Event<'_>, span: granit_parser::Span) -> Result<(), GiveUp> {
         let bytes = span.byte_range().unwrap_or_default();
         let place = Span { start: bytes.start, end: bytes.end };
+        let is_tagged = event.tag().is_some();
         if let Some(tag) = event.tag() {
             let at = span.tag_span().and_then(|tag| tag.byte_range());
             let at = at.map_or(place, |range| Span { start: range.start, end: range.end });
             let words = format!("the tag `{}` is not supported", tag.original());
-            self.problems.push(Problem::error(at, words).help("remove it: a field knows what it takes"));
+            self.problems.push(Problem::error(at, words).help("put a text that begins with `!` in quotes"));
         }
         match event {
             Event::Scalar(value, style, anchor, _) => {
-                let node = self.scalar(&value, style, place);
+                let node = if is_tagged {
+                    Node { span: place, kind: Kind::Broken }
+                } else {
+                    self.scalar(&value, style, place)
+                };
                 self.put(node, anchor)
             }
             Event::SequenceStart(_, anchor, _) => self.begin(place, anchor, Content::List(Vec::new())),
@@ -365,6 +370,9 @@ fn syntax_error(text: &str, error: &ScanError) -> Problem {
         ErrorKind::ExpectedBlockMappingKey | ErrorKind::InvalidIndentation => {
             problem("expected a key in the column of the keys above").help("check how the line is indented")
         }
+        ErrorKind::UnexpectedCharacter { character } => {
+            problem(&format!("a value cannot begin with `{character}`")).help("put it in quotes, or in a block (`|`)")
+        }
         kind => problem(&format!("invalid YAML: {kind}")),
     }
 }
@@ -531,7 +539,9 @@ mod tests {
         #[test]
         fn no_text_is_too_much_and_all_places_are_in_the_file(text in prop_oneof![yaml(), any::<String>()]) {
             let (documents, problems) = loaded(&text);
-            documents.iter().for_each(|document| is_sound(&text, &document.root));
+            for document in &documents {
+                is_sound(&text, &document.root);
+            }
             for problem in problems {
                 prop_assert!(text.get(problem.span.range()).is_some(), "{problem:?} of {text:?}");
             }

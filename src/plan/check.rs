@@ -28,13 +28,11 @@ pub fn compile(document: &Document, options: &CompileOptions) -> (Option<Plan>, 
 /// The name of a document's pipeline, and the best place to show it. `None` if it has none that can be used.
 #[must_use]
 pub fn declared_name(document: &Document) -> Option<(Arc<str>, Span)> {
-    match document.root.get("name") {
-        Some(node) => node.text().map(|name| (name.into(), node.span)),
-        None => {
-            let stem = document.file.path.file_stem()?.to_string_lossy();
-            Some((stem.as_ref().into(), draft::first_line(&document.root)))
-        }
+    if let Some(node) = document.root.get("name") {
+        return node.text().map(|name| (name.into(), node.span));
     }
+    let stem = document.file.path.file_stem()?.to_string_lossy();
+    Some((stem.as_ref().into(), draft::first_line(&document.root)))
 }
 
 struct Compiler<'a> {

@@ -364,7 +364,7 @@ impl Reader<'_> {
         for (key, value) in entries {
             match key.name.as_str() {
                 "from" if matches!(section, Section::Transform | Section::Sink) => {
-                    component.from = self.from(key, value)
+                    component.from = self.from(key, value);
                 }
                 "on_error" if section != Section::DeadLetter => component.on_error = self.on_error(value),
                 "from" | "on_error" | "name" | "parallelism" | "buffer" | "was" => self.misplaced(key, section),

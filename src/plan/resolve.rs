@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::draft::{Component, Draft, From, Reference};
+use super::draft::{Component, Draft, From, Reference, listed};
 use crate::component::{Problem, Span, nearest};
 
 /// A stage of the draft, by its place in its section.
@@ -127,18 +127,14 @@ impl Resolver<'_, '_> {
         readable.sort_by_key(|(_, stage)| *stage);
         let problem = Problem::error(span, format!("no stage is named `{name}`")).label("read from here");
         let near = nearest(name, readable.iter().map(|(name, _)| *name));
-        match near {
-            Some(near) => {
-                self.links.meant.extend(self.names.get(near));
-                self.problems.push(problem.help(format!("did you mean `{near}`?")));
-            }
-            None => {
-                self.links.some_unknown = true;
-                let names: Vec<_> = readable.iter().take(20).map(|(name, _)| *name).collect();
-                self.problems
-                    .push(problem.help(format!("the stages that can be read are {}", super::draft::listed(&names))));
-            }
+        if let Some(near) = near {
+            self.links.meant.extend(self.names.get(near));
+            self.problems.push(problem.help(format!("did you mean `{near}`?")));
+            return;
         }
+        self.links.some_unknown = true;
+        let names: Vec<_> = readable.iter().take(20).map(|(name, _)| *name).collect();
+        self.problems.push(problem.help(format!("the stages that can be read are {}", listed(&names))));
     }
 
     /// The transform above, or the only source.

@@ -238,6 +238,26 @@ impl<'a> At<'a> {
         known
     }
 
+    fn read_enum<'de, V: Visitor<'de>>(self, variants: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
+        let unknown = |name: &str| Error::raised(Raised::UnknownVariant(name.to_owned(), variants));
+        if let Kind::Map(entries) = &self.node.kind {
+            let [(key, value)] = entries.as_slice() else {
+                return Err(Error::expected(format!("{}, and only one", one_of(variants))));
+            };
+            if !variants.contains(&key.name.as_str()) {
+                return Err(unknown(&key.name));
+            }
+            let content = At { node: value, key: key.span, state: self.state };
+            return visitor.visit_enum(Variant { name: &key.name, at: self, content: Some(content) });
+        }
+        let name = self.scalar(&one_of(variants))?;
+        if variants.contains(&name) {
+            visitor.visit_enum(Variant { name, at: self, content: None })
+        } else {
+            Err(unknown(name))
+        }
+    }
+
     fn read_struct<'de, V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
         let known = self.known(self.entries()?, fields);
         let node = address(self.node);
@@ -252,10 +272,10 @@ macro_rules! integers {
             self.with(
                 visitor,
                 |at, visitor| {
-                    let value = at.integer(<$type>::MIN as i128, <$type>::MAX as i128)?;
+                    let value = at.integer(<$type>::MIN.into(), <$type>::MAX.into())?;
                     visitor.$visit(<$type>::try_from(value).map_err(|_| Error::expected("a whole number"))?)
                 },
-                |stand_in, visitor| stand_in.$method(visitor),
+                de::Deserializer::$method,
             )
         }
     )*};
@@ -285,7 +305,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
                     }
                 }
             },
-            |stand_in, visitor| stand_in.deserialize_any(visitor),
+            de::Deserializer::deserialize_any,
         )
     }
 
@@ -296,7 +316,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
                 Typed::Bool(value) => visitor.visit_bool(value),
                 _ => Err(Error::expected("`true` or `false`")),
             },
-            |stand_in, visitor| stand_in.deserialize_bool(visitor),
+            de::Deserializer::deserialize_bool,
         )
     }
 
@@ -311,11 +331,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.with(
-            visitor,
-            |at, visitor| visitor.visit_f64(at.float()?),
-            |stand_in, visitor| stand_in.deserialize_f64(visitor),
-        )
+        self.with(visitor, |at, visitor| visitor.visit_f64(at.float()?), de::Deserializer::deserialize_f64)
     }
 
     fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -328,16 +344,12 @@ impl<'de> de::Deserializer<'de> for At<'_> {
                     _ => Err(Error::expected("a single character")),
                 }
             },
-            |stand_in, visitor| stand_in.deserialize_char(visitor),
+            de::Deserializer::deserialize_char,
         )
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.with(
-            visitor,
-            |at, visitor| visitor.visit_str(at.scalar("text")?),
-            |stand_in, visitor| stand_in.deserialize_str(visitor),
-        )
+        self.with(visitor, |at, visitor| visitor.visit_str(at.scalar("text")?), de::Deserializer::deserialize_str)
     }
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -348,7 +360,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         self.with(
             visitor,
             |at, visitor| visitor.visit_bytes(at.scalar("text")?.as_bytes()),
-            |stand_in, visitor| stand_in.deserialize_bytes(visitor),
+            de::Deserializer::deserialize_bytes,
         )
     }
 
@@ -360,7 +372,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         self.with(
             visitor,
             |at, visitor| if at.node.is_null() { visitor.visit_none() } else { visitor.visit_some(at) },
-            |stand_in, visitor| stand_in.deserialize_option(visitor),
+            de::Deserializer::deserialize_option,
         )
     }
 
@@ -368,7 +380,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         self.with(
             visitor,
             |at, visitor| if at.node.is_null() { visitor.visit_unit() } else { Err(Error::expected("nothing")) },
-            |stand_in, visitor| stand_in.deserialize_unit(visitor),
+            de::Deserializer::deserialize_unit,
         )
     }
 
@@ -388,7 +400,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         self.with(
             visitor,
             |at, visitor| visitor.visit_seq(Items { items: at.items()?.iter(), state: at.state }),
-            |stand_in, visitor| stand_in.deserialize_seq(visitor),
+            de::Deserializer::deserialize_seq,
         )
     }
 
@@ -419,7 +431,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
                 let known = at.entries()?.iter().collect();
                 visitor.visit_map(Entries { at, known, next: 0, missing: Vec::new(), value: None })
             },
-            |stand_in, visitor| stand_in.deserialize_map(visitor),
+            de::Deserializer::deserialize_map,
         )
     }
 
@@ -447,23 +459,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
     ) -> Result<V::Value, Error> {
         self.with(
             visitor,
-            |at, visitor| match &at.node.kind {
-                Kind::Map(entries) => match entries.as_slice() {
-                    [(key, value)] if variants.contains(&key.name.as_str()) => {
-                        let content = At { node: value, key: key.span, state: at.state };
-                        visitor.visit_enum(Variant { name: &key.name, at, content: Some(content) })
-                    }
-                    [(key, _)] => Err(Error::raised(Raised::UnknownVariant(key.name.clone(), variants))),
-                    _ => Err(Error::expected(format!("{}, and only one", one_of(variants)))),
-                },
-                _ => {
-                    let text = at.scalar(&one_of(variants))?;
-                    if !variants.contains(&text) {
-                        return Err(Error::raised(Raised::UnknownVariant(text.to_owned(), variants)));
-                    }
-                    visitor.visit_enum(Variant { name: text, at, content: None })
-                }
-            },
+            |at, visitor| at.read_enum(variants, visitor),
             |stand_in, visitor| stand_in.deserialize_enum(name, variants, visitor),
         )
     }
