@@ -12,6 +12,9 @@ use crate::plan::{CompileOptions, Plan, compile, declared_name};
 /// A pipeline file is written by people; a larger one was named by mistake.
 const LARGEST_FILE: u64 = 4 << 20;
 
+/// Nobody reads more of them at once.
+const MOST_PROBLEMS: usize = 100;
+
 /// What was found in some files.
 #[derive(Debug)]
 pub struct Checked {
@@ -114,6 +117,12 @@ impl Checked {
             }
         }
         diagnostic::arrange(&mut problems);
+        if problems.len() > MOST_PROBLEMS {
+            let more = problems.split_off(MOST_PROBLEMS);
+            let severity = more.iter().map(|problem| problem.severity).min().unwrap_or(Severity::Warning);
+            let words = format!("there are {} more problems in this file", more.len());
+            problems.push(Problem { severity, ..Problem::error(more[0].span, words) });
+        }
         self.files.push(FileReport { file, problems });
     }
 }

@@ -19,6 +19,8 @@ use crate::component::{Problem, Span, Text};
 const DEEPEST: usize = 64;
 /// What all trees of a file may take in memory, with what aliases and variables add.
 const LARGEST: usize = 64 << 20;
+/// More mistakes in one file help nobody.
+const MOST_PROBLEMS: usize = 100;
 
 /// Reads all documents of a file. Values with mistakes are [`Kind::Broken`]; a document that is no YAML is left out.
 #[must_use]
@@ -110,6 +112,9 @@ impl<'a> Loader<'a> {
                     Err(GiveUp)
                 }
             };
+            if self.problems.len() >= MOST_PROBLEMS {
+                return roots;
+            }
             if step.is_err() {
                 self.forget();
                 match parser.proceed_next_document() {

@@ -297,6 +297,8 @@ impl Reader<'_> {
         }
     }
 
+    /// The list of transforms. One without a name takes its kind and its number among the transforms of that kind
+    /// (`map_1`, `filter_1`, `map_2`), so that naming one does not rename the others.
     fn transforms<'a>(&mut self, node: Option<&'a Node>) -> Vec<Component<'a>> {
         let Some(node) = node.filter(|node| !node.is_null()) else { return Vec::new() };
         let items = match &node.kind {
@@ -357,10 +359,6 @@ impl Reader<'_> {
             }
         };
         component.chosen = self.choose(span, entries, section);
-        if component.chosen.is_none() {
-            // Whoever reads it is not to blame.
-            component.span = span;
-        }
         for (key, value) in entries {
             match key.name.as_str() {
                 "from" if matches!(section, Section::Transform | Section::Sink) => {
@@ -464,6 +462,10 @@ impl Reader<'_> {
         let items = match &node.kind {
             Kind::List(items) if items.is_empty() => {
                 self.problems.push(Problem::error(key.span, "`from` names no stage"));
+                return From::Broken;
+            }
+            Kind::List(items) if items.len() > MOST_STAGES => {
+                self.problems.push(Problem::error(key.span, format!("`from` names more than {MOST_STAGES} stages")));
                 return From::Broken;
             }
             Kind::List(items) => items.as_slice(),

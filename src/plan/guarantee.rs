@@ -157,9 +157,16 @@ pub(super) fn check(
         Some(stated) if stated.value == Guarantee::AtMostOnce => {}
         Some(stated) => {
             let blamed = if stated.value == Guarantee::ExactlyOnce { outside(parts) } else { losses(parts) };
-            for (name, why) in blamed {
-                let words = format!("`{name}` cannot be delivered {}", stated.value);
-                problems.push(Problem::error(stated.span, format!("{words}: {why}")));
+            let words = format!("the guarantee `{}` cannot be held", stated.value.word());
+            let help = match stated.value {
+                Guarantee::ExactlyOnce => {
+                    "exactly once needs a `kafka` source and `kafka` sinks of one cluster, the dead letter included; \
+                     everything else is at least once at best"
+                }
+                _ => "say `guarantee: at_most_once` if a loss is acceptable",
+            };
+            for why in blamed {
+                problems.push(Problem::error(stated.span, format!("{words}: {why}")).help(help));
             }
         }
         None => {
@@ -180,47 +187,26 @@ pub(super) fn check(
     }
 }
 
-/// The stages that lose records, and how.
-fn losses(parts: &Parts<'_>) -> Vec<(Arc<str>, String)> {
-    let sources = parts.sources.iter().filter_map(|source| {
-        loss_at_source(source, parts.commit_interval).map(|window| (Arc::clone(&source.name), window))
+/// How stages lose records.
+fn losses(parts: &Parts<'_>) -> Vec<String> {
+    let sources = parts.sources.iter().filter_map(|source| loss_at_source(source, parts.commit_interval));
+    sources.chain(parts.all_sinks().filter_map(loss_at_sink)).collect()
+}
+
+/// What keeps stages out of the transaction that most of the pipeline could be in.
+fn outside(parts: &Parts<'_>) -> Vec<String> {
+    let of_sources = parts.sources.iter().map(|source| source.compiled.traits.transactional_with);
+    let of_sinks = parts.all_sinks().map(|sink| sink.compiled.traits.transactional_with);
+    let kind = of_sources.chain(of_sinks).flatten().next();
+    let is_outside = |of: Option<&str>| of.is_none() || of != kind;
+    let transaction = kind.map_or_else(|| "a transaction".to_owned(), |kind| format!("a {kind} transaction"));
+    let sources = parts.sources.iter().filter(|source| is_outside(source.compiled.traits.transactional_with));
+    let sources = sources.map(|SourceStage { name, kind, .. }| {
+        format!("the positions of `{name}`, a `{kind}` source as configured here, cannot be part of {transaction}")
     });
-    let sinks = parts.all_sinks().filter_map(|sink| loss_at_sink(sink).map(|window| (Arc::clone(&sink.name), window)));
+    let sinks = parts.all_sinks().filter(|sink| is_outside(sink.compiled.traits.transactional_with));
+    let sinks = sinks.map(|SinkStage { name, kind, .. }| {
+        format!("what `{name}` writes, a `{kind}` sink as configured here, cannot be part of {transaction}")
+    });
     sources.chain(sinks).collect()
-}
-
-/// The stages that keep the pipeline out of a transaction, and why.
-fn outside(parts: &Parts<'_>) -> Vec<(Arc<str>, String)> {
-    let mut blamed = Vec::new();
-    // The transaction that most of the pipeline could be in.
-    let kinds = parts.all_sinks().filter_map(|sink| sink.compiled.traits.transactional_with);
-    let of_sources = parts.sources.iter().filter_map(|source| source.compiled.traits.transactional_with);
-    let kind = of_sources.chain(kinds).next();
-    for source in parts.sources {
-        if source.compiled.traits.transactional_with.is_none() || source.compiled.traits.transactional_with != kind {
-            let why = format!(
-                "the positions of `{}`, a source of kind `{}`, cannot be part of {}",
-                source.name,
-                source.kind,
-                transaction(kind)
-            );
-            blamed.push((Arc::clone(&source.name), why));
-        }
-    }
-    for sink in parts.all_sinks() {
-        if sink.compiled.traits.transactional_with.is_none() || sink.compiled.traits.transactional_with != kind {
-            let why = format!(
-                "what `{}`, a sink of kind `{}`, writes cannot be part of {}",
-                sink.name,
-                sink.kind,
-                transaction(kind)
-            );
-            blamed.push((Arc::clone(&sink.name), why));
-        }
-    }
-    blamed
-}
-
-fn transaction(kind: Option<&str>) -> String {
-    kind.map_or_else(|| "a transaction".to_owned(), |kind| format!("a {kind} transaction"))
 }

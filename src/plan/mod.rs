@@ -40,6 +40,18 @@ pub enum Guarantee {
     ExactlyOnce,
 }
 
+impl Guarantee {
+    /// As a pipeline file says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::AtMostOnce => "at_most_once",
+            Self::AtLeastOnce => "at_least_once",
+            Self::ExactlyOnce => "exactly_once",
+        }
+    }
+}
+
 impl fmt::Display for Guarantee {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

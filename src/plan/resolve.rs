@@ -122,6 +122,12 @@ impl Resolver<'_, '_> {
     }
 
     fn unknown(&mut self, name: &str, span: Span) {
+        // Each name is compared with all others; nobody reads this many answers.
+        const MOST_ANSWERS: usize = 100;
+        if self.problems.len() > MOST_ANSWERS {
+            self.links.some_unknown = true;
+            return;
+        }
         let readable = self.names.iter().filter(|(_, stage)| !matches!(stage, Stage::Sink(_)));
         let mut readable: Vec<_> = readable.map(|(name, stage)| (*name, *stage)).collect();
         readable.sort_by_key(|(_, stage)| *stage);
