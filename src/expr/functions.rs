@@ -9,7 +9,6 @@ use std::sync::LazyLock;
 
 use vrl::compiler::function::Example;
 use vrl::compiler::state::TypeState;
-use vrl::compiler::value::kind;
 use vrl::path::{OwnedTargetPath, OwnedValuePath};
 use vrl::prelude::{
     ArgumentList, Compiled, Context, Expression, Function, FunctionCompileContext, FunctionExpression, NotNan,
@@ -53,10 +52,13 @@ pub(super) static ARRIVAL: LazyLock<OwnedTargetPath> = LazyLock::new(|| hidden("
 /// The metadata field under which the target gives a new number at each mutable look.
 pub(super) static DRAW: LazyLock<OwnedTargetPath> = LazyLock::new(|| hidden("draw"));
 
-/// A metadata field with a name that no program can write without quotes, and none may use: see `program`.
+/// A metadata field that no record has, so that a program that names it does not compile.
 pub(super) fn hidden(name: &str) -> OwnedTargetPath {
-    OwnedTargetPath::metadata(OwnedValuePath::single_field(&format!("weir {name}")))
+    OwnedTargetPath::metadata(OwnedValuePath::single_field(&format!("{HIDDEN}{name}")))
 }
+
+/// What the names of such fields begin with.
+pub(super) const HIDDEN: &str = "weir ";
 
 /// A function of the standard library whose use is noted.
 #[derive(Debug, Clone, Copy)]
@@ -225,7 +227,8 @@ impl FunctionExpression for RandomCall {
                     None => arrival(cx)?,
                 };
                 let millis = time.as_timestamp().map(chrono::DateTime::timestamp_millis);
-                let millis = millis.and_then(|millis| u64::try_from(millis).ok()).ok_or("the timestamp is before 1970")?;
+                let millis =
+                    millis.and_then(|millis| u64::try_from(millis).ok()).ok_or("the timestamp is before 1970")?;
                 let mut random = [0; 10];
                 generator(cx)?.fill(&mut random);
                 Ok(uuid_text(uuid::Builder::from_unix_timestamp_millis(millis, &random)))
@@ -256,5 +259,3 @@ fn float(value: &Value) -> Result<f64, String> {
     let number = value.as_float().ok_or_else(|| format!("expected float, got {}", value.kind_str()))?;
     Ok(number.into_inner())
 }
-
-const _: u16 = kind::ANY;

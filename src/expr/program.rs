@@ -120,6 +120,12 @@ impl Program {
         }
     }
 
+    /// The program as VRL compiled it, for comparisons with VRL's own targets.
+    #[must_use]
+    pub fn vrl(&self) -> &vrl::compiler::Program {
+        &self.0.vrl
+    }
+
     /// The fields that it may read and write.
     #[must_use]
     pub fn touched(&self) -> Touched {
@@ -139,6 +145,9 @@ impl fmt::Debug for Program {
     }
 }
 
+/// VRL's code for an assignment below something that is no object.
+const PARENT_IS_NO_OBJECT: usize = 642;
+
 struct Compilation<'a> {
     text: &'a Text,
     schema: &'a Schema,
@@ -153,16 +162,27 @@ impl Compilation<'_> {
         let null = Expr::Literal(Node::new(end, Literal::Null));
         ast.0.push(Node::new(end, RootExpr::Expr(Node::new(end, null))));
 
-        let mut config = CompileConfig::default();
-        for metadata in Metadata::ALL.into_iter().filter(|metadata| metadata.is_read_only()) {
-            config.set_read_only_path(metadata.path(), true);
-        }
-        let compiled = self.compile(&ast, config).map_err(|errors| self.report(&errors)).ok();
+        let config = || {
+            let mut config = CompileConfig::default();
+            for metadata in Metadata::ALL.into_iter().filter(|metadata| metadata.is_read_only()) {
+                config.set_read_only_path(metadata.path(), true);
+            }
+            config
+        };
+        let compiled = match self.compile(&ast, config(), self.schema.kind.clone()) {
+            // VRL asks the type of the body whether metadata may be assigned. One that may be an object says yes.
+            Err(errors) if errors.iter().all(|error| self.is_doubt_about_metadata(error)) => {
+                let wider = self.schema.kind.clone().or_object(Collection::json());
+                self.compile(&ast, config(), wider).map_err(|_| errors)
+            }
+            compiled => compiled,
+        };
+        let compiled = compiled.map_err(|errors| self.report(&errors)).ok();
         self.report(&check_for_unused_results(&ast));
         let compiled = compiled?;
         self.report(&compiled.warnings);
         let after = compiled.program.final_type_info();
-        let paths_fit = self.check_metadata_paths(&compiled.program);
+        let paths_fit = self.check_metadata_paths(&compiled.program, None);
         let types_fit = self.check_metadata_types(&after);
         (paths_fit && types_fit).then(|| self.finish(compiled, Some(&after)))
     }
@@ -174,14 +194,16 @@ impl Compilation<'_> {
         config.set_read_only();
         self.report(&check_for_unused_results(&ast));
         let verdict = functions::hidden("verdict");
-        let (compiled, result) = match self.compile(&ast, config) {
+        let (compiled, result) = match self.compile(&ast, config, self.schema.kind.clone()) {
             Ok(compiled) => {
                 let result = compiled.program.final_type_info().result;
                 (compiled, result)
             }
             Err(errors) => {
                 let fallible = catching_errors(ast.clone(), &verdict);
-                let Some(Ok(compiled)) = fallible.map(|ast| self.compile(&ast, CompileConfig::default())) else {
+                let compiled =
+                    fallible.map(|ast| self.compile(&ast, CompileConfig::default(), self.schema.kind.clone()));
+                let Some(Ok(compiled)) = compiled else {
                     self.report(&errors);
                     return None;
                 };
@@ -209,32 +231,40 @@ impl Compilation<'_> {
             self.help("compare it with a value, as in `.field == true`");
             return None;
         }
-        let fits = self.check_metadata_paths(&compiled.program);
+        let fits = self.check_metadata_paths(&compiled.program, Some(&verdict));
         fits.then(|| self.finish(compiled, None))
     }
 
-    fn compile(&self, ast: &Ast, mut config: CompileConfig) -> Result<CompilationResult, DiagnosticList> {
+    fn compile(&self, ast: &Ast, mut config: CompileConfig, body: Kind) -> Result<CompilationResult, DiagnosticList> {
         config.set_custom(Notes::default());
         let metadata = Metadata::ALL
             .into_iter()
             .fold(Collection::empty(), |known, metadata| known.with_known(metadata.name(), metadata.kind()));
-        let external = ExternalEnv::new_with_kind(self.schema.kind.clone(), Kind::object(metadata));
+        let external = ExternalEnv::new_with_kind(body, Kind::object(metadata));
         let state = TypeState { external, ..TypeState::default() };
         Compiler::compile(functions::all(), ast.clone(), &state, config)
     }
 
+    /// Whether VRL refused to assign to a part of the metadata because the body has no such part.
+    fn is_doubt_about_metadata(&self, diagnostic: &Diagnostic) -> bool {
+        let label = diagnostic.labels.first().map_or(0, |label| label.span.start());
+        let before = self.text.value.get(..label).unwrap_or_default();
+        let target = &before[before.rfind(char::is_whitespace).map_or(0, |at| at + 1)..];
+        diagnostic.code == PARENT_IS_NO_OBJECT
+            && (target.starts_with('%') || self.text.value[label.min(self.text.value.len())..].starts_with('%'))
+    }
+
     /// A record has the metadata it has; a misspelt name would read as null for ever.
-    fn check_metadata_paths(&mut self, program: &vrl::compiler::Program) -> bool {
+    fn check_metadata_paths(&mut self, program: &vrl::compiler::Program, verdict: Option<&OwnedTargetPath>) -> bool {
         let info = program.info();
         let paths = info.target_queries.iter().chain(&info.target_assignments);
         let unknown: BTreeSet<_> = paths
-            .filter(|path| path.prefix == PathPrefix::Metadata)
+            .filter(|path| path.prefix == PathPrefix::Metadata && Some(*path) != verdict)
             .filter_map(|path| match path.path.segments.first() {
                 Some(OwnedSegment::Field(name)) if Metadata::named(name).is_none() => Some(name.to_string()),
                 Some(OwnedSegment::Index(index)) => Some(format!("[{index}]")),
                 _ => None,
             })
-            .filter(|name| !name.starts_with(functions::HIDDEN) || self.text.value.contains(name.as_str()))
             .collect();
         for name in &unknown {
             let names: Vec<_> = Metadata::ALL.iter().map(|metadata| format!("`%{}`", metadata.name())).collect();
@@ -268,8 +298,7 @@ impl Compilation<'_> {
         let notes = compiled.config.get_custom::<Notes>();
         let (deleted, roots_read) = notes.map_or((&[][..], &[][..]), |notes| (&notes.deleted, &notes.roots_read));
         let shown = |paths: &[OwnedTargetPath], more: &[OwnedTargetPath]| {
-            let paths = paths.iter().chain(more).map(ToString::to_string);
-            paths.filter(|path| !path.contains(functions::HIDDEN)).collect()
+            paths.iter().chain(more).filter(|path| !is_hidden(path)).map(ToString::to_string).collect()
         };
         let touched = Touched {
             reads: shown(&info.target_queries, roots_read),
@@ -315,9 +344,23 @@ impl Compilation<'_> {
 
     fn report(&mut self, diagnostics: &[Diagnostic]) {
         for diagnostic in diagnostics {
-            self.cx.report(placed(diagnostic, self.text));
+            let mut problem = placed(diagnostic, self.text);
+            if self.is_doubt_about_metadata(diagnostic) {
+                problem.help =
+                    vec!["assign it before the body is replaced, or as a whole: `%headers = merge(…)`".to_owned()];
+            }
+            self.cx.report(problem);
         }
     }
+}
+
+/// Whether a path is one of those that only Weir's own functions use.
+fn is_hidden(path: &OwnedTargetPath) -> bool {
+    path.prefix == PathPrefix::Metadata
+        && path.path.segments.first().is_some_and(|segment| match segment {
+            OwnedSegment::Field(name) => Metadata::named(name).is_none(),
+            OwnedSegment::Index(_) => false,
+        })
 }
 
 /// `condition`, as the right side of `verdict, _ = condition`. The places of all its parts stay what they are. `None` if

@@ -69,8 +69,9 @@ mod tests {
         let kind = Kind::object(
             Collection::empty().with_known("at", Kind::timestamp().or_null()).with_known("n", Kind::integer()),
         );
-        let expected =
-            Kind::object(Collection::empty().with_known("at", Kind::bytes().or_null()).with_known("n", Kind::integer()));
+        let expected = Kind::object(
+            Collection::empty().with_known("at", Kind::bytes().or_null()).with_known("n", Kind::integer()),
+        );
         assert_eq!(Schema::written_as_json(&kind).kind, expected);
         assert_eq!(Schema::written_as_json(&Kind::json()).kind, Kind::json());
         assert_eq!(Schema::written_as_json(&Kind::any()).kind.contains_timestamp(), false);

@@ -237,9 +237,26 @@ mod tests {
     #[test]
     fn json_is_read_as_vrl_itself_reads_it() {
         for text in [
-            "null", "true", "false", "0", "-0", "-1", "9223372036854775807", "-9223372036854775808",
-            "9223372036854775808", "18446744073709551615", "18446744073709551616", "1.5", "-1e3", "1e-400", "\"\"",
-            "\"plain\"", r#""es\"ca\\ped \u00e9 \ud83d\ude00 \/""#, "[]", "{}", "[ 1 , [ ] , { } ]",
+            "null",
+            "true",
+            "false",
+            "0",
+            "-0",
+            "-1",
+            "9223372036854775807",
+            "-9223372036854775808",
+            "9223372036854775808",
+            "18446744073709551615",
+            "18446744073709551616",
+            "1.5",
+            "-1e3",
+            "1e-400",
+            "\"\"",
+            "\"plain\"",
+            r#""es\"ca\\ped \u00e9 \ud83d\ude00 \/""#,
+            "[]",
+            "{}",
+            "[ 1 , [ ] , { } ]",
             r#"{ "b" : { "x" : [ null ] } , "a" : "é" , "b" : 2 , "\u0061" : 3 }"#,
         ] {
             assert_eq!(read_text(text), serde_json::from_str::<Value>(text).unwrap(), "{text}");
@@ -256,7 +273,13 @@ mod tests {
     #[test]
     fn values_are_written_as_vrl_itself_writes_them() {
         for text in [
-            "null", "true", "-17", "1.0", "1e300", "1.0e-7", "\"tab\\t quote\\\" control\\u0001 é\"",
+            "null",
+            "true",
+            "-17",
+            "1.0",
+            "1e300",
+            "1.0e-7",
+            "\"tab\\t quote\\\" control\\u0001 é\"",
             r#"{"a":[1,{"b":null}],"c":{}}"#,
         ] {
             let value: Value = serde_json::from_str(text).unwrap();

@@ -5,6 +5,7 @@ mod headers;
 pub mod json;
 mod partition;
 
+pub(crate) use batch::index_u32;
 pub use batch::{Batch, BatchBuilder, BodyFormat, ByteRange, Draft, Field, FieldRange, Record, Timestamp};
 pub use headers::{Header, Headers, HeadersBuilder};
 pub use partition::{Partition, Position};

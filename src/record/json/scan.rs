@@ -5,7 +5,7 @@
 
 use super::Malformed;
 use super::keys::{KeyFilter, has_duplicates};
-use crate::record::{ByteRange, Field, FieldRange};
+use crate::record::{ByteRange, Field, FieldRange, index_u32};
 
 /// How deep arrays and objects may nest; serde_json has the same limit.
 pub const MAX_DEPTH: u32 = 127;
@@ -92,8 +92,7 @@ fn object(text: &[u8], start: usize, fields: &mut Vec<Field>) -> Option<(Indexed
     if !duplicate_keys && (escaped || filter.is_full()) {
         duplicate_keys = has_duplicates(text, found);
     }
-    let narrow = |count: usize| u32::try_from(count).expect("a field takes a byte, and a batch has less than 4 GiB");
-    let range = FieldRange { start: narrow(first), len: narrow(found.len()) };
+    let range = FieldRange { start: index_u32(first), len: index_u32(found.len()) };
     Some((Indexed { fields: Some(range), duplicate_keys }, at))
 }
 
