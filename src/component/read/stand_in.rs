@@ -3,7 +3,7 @@
 use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor};
 
-use super::Error;
+use super::error::Error;
 use crate::component::spanned::TEXT;
 
 /// Gives any type a value that is likely to be accepted, so that a round goes on behind a mistake.
@@ -171,11 +171,7 @@ impl<'de> VariantAccess<'de> for StandIn {
         de::Deserializer::deserialize_tuple(self, len, visitor)
     }
 
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Error> {
+    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
         de::Deserializer::deserialize_struct(self, "", fields, visitor)
     }
 }
