@@ -20,9 +20,10 @@ use weir::record::{Batch, BatchBuilder, Draft, Partition};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const RECORDS: usize = 200_000;
+const RECORDS: usize = 20_000;
 const BATCH_RECORDS: usize = 1_000;
-const ROUNDS: usize = 7;
+/// Many short rounds: the best of them was hardly disturbed by what else the machine does.
+const ROUNDS: usize = 60;
 
 const FILTER: &str = ".level != \"debug\"";
 const MAP: &str = r#"
@@ -129,7 +130,7 @@ fn records() -> Vec<Batch> {
                     concat!(
                         r#"{{"ts":"2026-11-23T12:{:02}:{:02}.{:03}Z","level":"{}","service":"{}","user":{},"#,
                         r#""latency_ms":{}.{},"path":"/api/v1/orders/{}/items","trace":"{:032x}","#,
-                        r#""message":"request handled in the usual way","tags":{{"zone":"eu-{}","canary":false}}}}"#
+                        r#""message":"request handled","tags":{{"zone":"eu-{}","canary":false}}}}"#
                     ),
                     random.u8(0..60),
                     random.u8(0..60),
