@@ -5,22 +5,26 @@
 
 mod shapes;
 
+use std::mem;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_stream::stream;
+use async_stream::try_stream;
 use futures::stream::BoxStream;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use vrl::value::Kind;
+use vrl::value::kind::Collection;
 
-use crate::clock::{Clock, Instant};
+use crate::clock::Instant;
 use crate::codecs::Codec;
 use crate::component::{
     BuiltSource, CheckContext, CompiledSource, KeepsPositions, Problem, Pulled, Source, SourceConfig, SourceContext,
-    SourceError, SourceTraits, Spanned,
+    SourceError, SourceTraits, Spanned, Text,
 };
-use crate::expr::Schema;
-use crate::record::{Batch, BatchBuilder, ByteRange, Partition, Position, Record};
+use crate::expr::{Evaluator, Mapped, Program, ProgramKind, Rewrite, Schema};
+use crate::record::{Batch, BatchBuilder, BodyFormat, ByteRange, FieldRange, Partition, Position, Record, Timestamp};
 
 /// Makes records, as fast as they are taken or at a steady rate.
 ///
@@ -28,20 +32,37 @@ use crate::record::{Batch, BatchBuilder, ByteRange, Partition, Position, Record}
 /// generate: { shape: orders, rate: 10, count: 1000 }
 /// ```
 ///
+/// A program in VRL makes any other record. It begins with an empty object; `%offset` is the record's number, and what it
+/// draws at random follows from that number and the `seed`. `abort` leaves a record out.
+///
+/// ```yaml
+/// generate:
+///   rate: 10
+///   program: |
+///     .reading = random_float(-20.0, 40.0)
+///     .sensor = mod(%offset, 12)
+///     %key = "sensor-" + to_string(.sensor)
+/// ```
+///
 /// The same `seed` gives the same records, on any machine, and the position is the number of records made: after a
-/// restart the generator goes on where the last commit stands. Only `%timestamp` is the time at which a record is made.
+/// restart the generator goes on where the last commit stands. Only `%timestamp`, and with it `now()` in a program, is the
+/// time at which a record is made.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GenerateConfig {
-    /// What the records are.
-    shape: Shape,
+    /// What the records are, out of what comes with Weir. Either this or `program`.
+    #[serde(default)]
+    shape: Option<Shape>,
+    /// What the records are, as a program.
+    #[serde(default)]
+    program: Option<Text>,
     /// How many to make. Without it the source never ends.
     #[serde(default)]
     count: Option<u64>,
     /// Records per second. Without it they are made as fast as they are taken.
     #[serde(default)]
     rate: Option<Spanned<f64>>,
-    /// Which records to make, out of all that have this shape.
+    /// Which records to make, out of all that there could be.
     #[serde(default)]
     seed: u64,
 }
@@ -71,31 +92,67 @@ impl SourceConfig for GenerateConfig {
             );
             return None;
         }
+        let content = match (self.shape, self.program) {
+            (Some(shape), None) => Content::Shape(shape, self.seed),
+            (None, Some(program)) => Content::Program(compile(&program, self.seed, cx)?),
+            (None, None) => {
+                cx.report(
+                    Problem::error(cx.span, "`generate` needs to know what to make")
+                        .help("give a `shape` (`orders`, `access_logs` or `reference`), or a `program`"),
+                );
+                return None;
+            }
+            (Some(_), Some(program)) => {
+                cx.report(
+                    Problem::error(program.span, "`shape` and `program` both say what to make")
+                        .help("leave one of them out"),
+                );
+                return None;
+            }
+        };
         let traits = SourceTraits {
             keeps_positions: KeepsPositions::Store,
             finite: self.count.is_some(),
             partitioned: false,
             transactional_with: None,
         };
-        let recipe = Recipe {
-            shape: self.shape,
-            seed: self.seed,
-            count: self.count.map_or(i64::MAX, |count| i64::try_from(count).unwrap_or(i64::MAX)),
-            rate: self.rate.map(|rate| rate.value),
-        };
+        let count = self.count.map_or(i64::MAX, |count| i64::try_from(count).unwrap_or(i64::MAX));
+        let rate = self.rate.map(|rate| rate.value);
         Some(CompiledSource {
             traits,
             codec: Codec::Json,
-            // Any JSON, although the types are known: a program that was tried on generated records must compile for
-            // those of a broker too.
+            // Any JSON, although more is known: a program that was tried on generated records must compile for those of
+            // a broker too.
             schema: Schema::default(),
             build: Arc::new(move |cx| {
                 let name = Arc::clone(&cx.component);
                 let origin = Arc::new(Partition { source: Arc::clone(&name), topic: name, number: 0 });
-                Ok(BuiltSource { source: Box::new(GenerateSource { origin, recipe }), positions: None })
+                let maker = match &content {
+                    Content::Shape(shape, seed) => Maker::Shape(*shape, *seed),
+                    Content::Program(program) => Maker::Program(Box::new(Evaluator::new(program))),
+                };
+                Ok(BuiltSource { source: Box::new(GenerateSource { origin, maker, count, rate }), positions: None })
             }),
         })
     }
+}
+
+/// What a record is made by.
+enum Content {
+    Shape(Shape, u64),
+    Program(Program),
+}
+
+/// Compiles a program for a body that is an empty object.
+fn compile(program: &Text, seed: u64, cx: &mut CheckContext) -> Option<Program> {
+    let nothing = Schema { kind: Kind::object(Collection::empty()) };
+    // What a program draws follows from the stage's name, so the seed is made a part of it.
+    let name = Arc::clone(&cx.component);
+    let seeded: Arc<str> = format!("{name}/{seed}").into();
+    let unseeded = mem::replace(&mut cx.component, seeded);
+    let program = Program::compile(program, ProgramKind::Mapping, &nothing, cx);
+    cx.component = unseeded;
+    program
 }
 
 /// One record in a day.
@@ -109,55 +166,96 @@ const TICK: Duration = Duration::from_millis(10);
 /// Who falls behind by more than this, because records were not taken, does not catch up.
 const BEHIND: Duration = Duration::from_secs(1);
 
-#[derive(Debug, Clone, Copy)]
-struct Recipe {
-    shape: Shape,
-    seed: u64,
-    count: i64,
-    rate: Option<f64>,
+/// Makes records.
+enum Maker {
+    Shape(Shape, u64),
+    Program(Box<Evaluator>),
 }
 
-impl Recipe {
-    /// Records `from` to `to`.
-    fn make(&self, origin: &Arc<Partition>, from: i64, to: i64, clock: Clock) -> Batch {
-        /// No shape is larger than this on average; a guess that is too small costs a copy.
-        const EXPECTED_BYTES: usize = 288;
-        let records = usize::try_from(to - from).unwrap_or_default();
-        let mut batch = BatchBuilder::new(Arc::clone(origin), records * EXPECTED_BYTES, records);
-        let timestamp = clock.timestamp();
-        for offset in from..to {
-            let start = batch.bytes().len();
-            shapes::write(self.shape, self.seed, offset.unsigned_abs(), batch.bytes_mut());
-            let body = ByteRange::new(start, batch.bytes().len());
-            batch.push(Record { body, timestamp, offset, ..Record::default() });
+impl Maker {
+    /// Records `from` to `to`, in order.
+    fn make(&mut self, origin: &Arc<Partition>, from: i64, to: i64, now: Timestamp) -> Result<Vec<Batch>, SourceError> {
+        match self {
+            Self::Shape(shape, seed) => Ok(vec![shaped(*shape, *seed, origin, from..to, now)]),
+            Self::Program(evaluator) => programmed(evaluator, origin, from..to, now),
         }
-        batch.finish()
     }
+}
+
+fn shaped(shape: Shape, seed: u64, origin: &Arc<Partition>, numbers: Range<i64>, timestamp: Timestamp) -> Batch {
+    /// No shape is larger than this on average; a guess that is too small costs a copy.
+    const EXPECTED_BYTES: usize = 288;
+    let records = numbers.clone().count();
+    let mut batch = BatchBuilder::new(Arc::clone(origin), records * EXPECTED_BYTES, records);
+    for offset in numbers {
+        let start = batch.bytes().len();
+        shapes::write(shape, seed, offset.unsigned_abs(), batch.bytes_mut());
+        let body = ByteRange::new(start, batch.bytes().len());
+        batch.push(Record { body, timestamp, offset, ..Record::default() });
+    }
+    batch.finish()
+}
+
+fn programmed(
+    evaluator: &mut Evaluator,
+    origin: &Arc<Partition>,
+    numbers: Range<i64>,
+    timestamp: Timestamp,
+) -> Result<Vec<Batch>, SourceError> {
+    let mut empty = BatchBuilder::new(Arc::clone(origin), 2, numbers.clone().count());
+    // All of them share one empty object.
+    let body = empty.append(b"{}");
+    let (format, fields) = (BodyFormat::Json, Some(FieldRange::default()));
+    for offset in numbers {
+        empty.push(Record { body, format, fields, timestamp, offset, ..Record::default() });
+    }
+    let empty = empty.finish();
+    let mut made = Rewrite::of(&empty);
+    for record in empty.records() {
+        match evaluator.map(&empty, record, &mut made) {
+            Ok(Mapped::Kept | Mapped::Dropped) => {}
+            Err(error) => {
+                return Err(SourceError::Fatal(format!("the program failed for record {}: {error}", record.offset)));
+            }
+        }
+    }
+    evaluator.release();
+    Ok(made.finish())
 }
 
 struct GenerateSource {
     origin: Arc<Partition>,
-    recipe: Recipe,
+    maker: Maker,
+    count: i64,
+    rate: Option<f64>,
 }
 
 impl Source for GenerateSource {
     fn stream(&mut self, cx: SourceContext) -> BoxStream<'_, Result<Pulled, SourceError>> {
-        Box::pin(stream! {
+        Box::pin(try_stream! {
             let (runtime, clock) = (&cx.runtime, cx.runtime.clock());
             let mut next = cx.resume_from(&self.origin).map_or(0, |position| position.0).max(0);
-            let mut pace = self.recipe.rate.map(|rate| Pace::from(clock.now(), rate));
-            while next < self.recipe.count {
+            let mut pace = self.rate.map(|rate| Pace::from(clock.now(), rate));
+            while next < self.count {
                 let records = match &mut pace {
                     Some(pace) => {
-                        runtime.sleep_until(pace.next_due(clock.now(), self.recipe.count - next)).await;
+                        runtime.sleep_until(pace.next_due(clock.now(), self.count - next)).await;
                         pace.take_due(clock.now())
                     }
                     None => BATCH,
                 };
-                let end = next.saturating_add(records).min(self.recipe.count);
-                let batch = self.recipe.make(&self.origin, next, end, clock);
-                next = end;
-                yield Ok(Pulled { batch, position: Position(next) });
+                let from = next;
+                next = from.saturating_add(records).min(self.count);
+                let mut made = self.maker.make(&self.origin, from, next, clock.timestamp())?;
+                // The records that a program left out are behind the last of those that it made.
+                let last = made.pop();
+                for batch in made {
+                    let end = batch.records().last().map_or(from, |record| record.offset + 1);
+                    yield Pulled { batch, position: Position(end) };
+                }
+                if let Some(batch) = last {
+                    yield Pulled { batch, position: Position(next) };
+                }
             }
         })
     }
@@ -215,6 +313,7 @@ fn whole(records: f64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
     use crate::testing::harness;
 
     #[tokio::test]
@@ -230,6 +329,63 @@ mod tests {
         run.next_batch().await;
         assert_eq!(run.restart().await.rest().await, all[1000..]);
         assert_eq!(run.rewind().await.rest().await, [""; 0]);
+    }
+
+    const READINGS: &str = "
+        generate:
+          count: COUNT
+          seed: SEED
+          program: |
+            if mod(%offset, 3) == 1 { abort }
+            .reading = random_int(0, 1_000_000)
+            .number = %offset
+            %key = \"even\"
+    ";
+
+    fn readings(count: u32, seed: u32) -> harness::SourceRun {
+        harness::source(&READINGS.replace("COUNT", &count.to_string()).replace("SEED", &seed.to_string()))
+    }
+
+    #[tokio::test]
+    async fn a_program_makes_records_that_follow_from_seed_and_number() {
+        let all = readings(2999, 1).rest().await;
+        assert_eq!(all.len(), 1999, "every third is left out");
+        assert!(all[1].starts_with(r#"{"reading":"#) && all[1].ends_with(r#","number":2}"#), "{}", all[1]);
+        assert_ne!(all, readings(2999, 2).rest().await);
+
+        let mut run = readings(2999, 1);
+        let first = run.next_batch().await.commit();
+        assert_eq!(first.position, Position(1000));
+        assert_eq!(first.batch.key(&first.batch.records()[0]), Some(&b"even"[..]));
+        let rest = run.restart().await.rest().await;
+        assert_eq!([harness::texts(&first.batch), rest].concat(), all);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_stops_the_source_and_names_the_record() {
+        let mut run = harness::source("generate: { program: \".x = [1, 2]\\nassert!(%offset < 5)\" }");
+        let error = run.error().await;
+        assert!(
+            matches!(&error, SourceError::Fatal(text) if text.starts_with("the program failed for record 5: ")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_to_make_is_said_once() {
+        let yaml = "generate: { rate: 10 }";
+        let problems = harness::source_problems(yaml);
+        assert_eq!(harness::underlined(yaml, problems[0].span), "generate");
+        let yaml = "generate: { shape: orders, program: \".x = 1\" }";
+        let problems = harness::source_problems(yaml);
+        assert_eq!(problems[0].message, "`shape` and `program` both say what to make");
+    }
+
+    #[test]
+    fn a_mistake_in_a_program_is_reported_at_its_place() {
+        let yaml = "generate: { program: \".x = upcase(7)\" }";
+        let problems = harness::source_problems(yaml);
+        assert_eq!(harness::underlined(yaml, problems[0].span), "7");
     }
 
     #[tokio::test(start_paused = true)]
