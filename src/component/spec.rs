@@ -141,7 +141,7 @@ opaque_debug!(CompiledSource, BuiltSource, CompiledTransform, CompiledSink);
 /// What a config is checked with, and where it reports its mistakes.
 #[derive(Debug)]
 pub struct CheckContext {
-    /// The place of the whole component config, for mistakes that have no better one.
+    /// The place of the key that names the kind, for mistakes that have no better one.
     pub span: Span,
     /// The component's name.
     pub component: Arc<str>,
@@ -212,7 +212,7 @@ macro_rules! spec {
                 Self {
                     name: C::NAME,
                     schema: |generator| C::json_schema(generator),
-                    compile: |node, cx| match super::node::read::<C>(node) {
+                    compile: |node, cx| match super::node::read_at::<C>(node, cx.span) {
                         Ok(config) => config.compile(cx),
                         Err(problems) => {
                             cx.problems.extend(problems);

@@ -346,7 +346,7 @@ log: { level: 'warn,weir::topology=debug', format: json }
         let settings = read(yaml, &[]).unwrap();
         assert_eq!(settings.data_dir, Path::new("/var/lib/weir"));
         assert_eq!(settings.memory, 64 << 20);
-        assert_eq!(settings.grace, Duration::from_secs(120));
+        assert_eq!(settings.grace, Duration::from_mins(2));
         assert_eq!(settings.instance.as_deref(), Some("weir-0"));
         assert_eq!(settings.admin.listen.as_deref(), Some("0.0.0.0:9000"));
         assert_eq!(settings.log.style, LogStyle::Json);

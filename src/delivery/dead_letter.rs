@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::record::{Batch, BatchBuilder, Draft, Header, Headers, HeadersBuilder, Rejected};
+use crate::record::{Batch, BatchBuilder, Draft, Header, Headers, HeadersBuilder, Record, Rejected};
 
 /// The prefix of the headers that Weir adds to a dead letter.
 pub const HEADER_PREFIX: &str = "weir-";
@@ -36,6 +36,31 @@ impl DeadLetterForm {
                 letters.finish()
             })
             .collect()
+    }
+
+    /// Letters that their sink refuses, for their size most likely, with at most `most` bytes of each body. What was cut
+    /// away is named in a header; the place that the record came from is named already.
+    #[must_use]
+    pub fn cut(letters: &Batch, records: &[Record], most: usize) -> Batch {
+        let mut shorter = BatchBuilder::new(Arc::clone(letters.origin()), most.min(1 << 16), records.len());
+        for record in records {
+            let body = letters.body(record);
+            let mut headers = HeadersBuilder::default();
+            for Header { name, value } in letters.headers(record) {
+                headers.push(name, value);
+            }
+            if body.len() > most {
+                headers.push(b"weir-cut-from-bytes", Some(body.len().to_string().as_bytes()));
+            }
+            shorter.push_copy(Draft {
+                body: &body[..body.len().min(most)],
+                key: letters.key(record),
+                headers: headers.encoded(),
+                timestamp: record.timestamp,
+                offset: record.offset,
+            });
+        }
+        shorter.finish()
     }
 
     /// What is said about each record of a refused batch.
@@ -137,6 +162,18 @@ mod tests {
         assert!(headers.contains(&("weir-error".to_owned(), b"no price".to_vec())));
         assert!(headers.contains(&("weir-offset".to_owned(), b"42".to_vec())));
         assert!(headers.contains(&("weir-stage".to_owned(), b"clean".to_vec())));
+    }
+
+    #[test]
+    fn rule_29_a_letter_that_is_too_large_is_cut_and_marked_and_keeps_its_source_position() {
+        let letters = form(true).letters("clean", &[refused(&[b'x'; 100])]);
+        let cut = DeadLetterForm::cut(&letters[0], letters[0].records(), 10);
+        let record = cut.records()[0];
+        assert_eq!(cut.body(&record), [b'x'; 10]);
+        let headers: Vec<_> =
+            cut.headers(&record).map(|header| (header.name, header.value.unwrap_or_default())).collect();
+        assert!(headers.contains(&(b"weir-cut-from-bytes", b"100")));
+        assert!(headers.contains(&(b"weir-offset", b"42")));
     }
 
     #[test]

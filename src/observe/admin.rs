@@ -134,14 +134,11 @@ async fn ready(State(published): State<Published>) -> impl IntoResponse {
 }
 
 async fn pipeline_ready(State(published): State<Published>, Path(pipeline): Path<String>) -> impl IntoResponse {
-    match published.status.get(&pipeline) {
-        Some(status) => (code(status.state.is_ready()), Json(body(&status))),
-        None => {
-            let known: Vec<_> = published.status.all().into_iter().map(|status| status.pipeline).collect();
-            let body = json!({ "ready": false, "error": "no pipeline has this name", "pipelines": known });
-            (StatusCode::NOT_FOUND, Json(body))
-        }
+    if let Some(found) = published.status.get(&pipeline) {
+        return (code(found.state.is_ready()), Json(body(&found)));
     }
+    let known: Vec<_> = published.status.all().into_iter().map(|known| known.pipeline).collect();
+    (StatusCode::NOT_FOUND, Json(json!({ "ready": false, "error": "no pipeline has this name", "pipelines": known })))
 }
 
 fn body(status: &PipelineStatus) -> serde_json::Value {
@@ -177,10 +174,10 @@ mod tests {
     impl Served {
         fn start() -> Self {
             let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-            let (metrics, status, runtime) = (Metrics::new(), StatusBoard::default(), Runtime::system());
+            let (metrics, board, runtime) = (Metrics::new(), StatusBoard::default(), Runtime::system());
             let clock = runtime.clock();
-            let admin = tokio.block_on(Admin::start("127.0.0.1:0", metrics.clone(), status.clone(), runtime)).unwrap();
-            Self { tokio, admin, metrics, status, clock }
+            let admin = tokio.block_on(Admin::start("127.0.0.1:0", metrics.clone(), board.clone(), runtime)).unwrap();
+            Self { tokio, admin, metrics, status: board, clock }
         }
 
         fn publish(&self, pipeline: &str, state: PipelineState, stage: Option<&str>, reason: Option<&str>) {

@@ -54,6 +54,12 @@ fn named(name: &str, help: &str) -> Opts {
     Opts::new(name, help).namespace(NAMESPACE)
 }
 
+fn add<C: Collector + Clone + 'static>(registry: &Registry, family: prometheus::Result<C>) -> C {
+    let family = family.expect("names and labels are valid");
+    registry.register(Box::new(family.clone())).expect("names are distinct");
+    family
+}
+
 fn with<'a>(labels: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     labels.iter().chain(more).copied().collect()
 }
@@ -66,11 +72,6 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let registry = Registry::new();
-        fn add<C: Collector + Clone + 'static>(registry: &Registry, family: prometheus::Result<C>) -> C {
-            let family = family.expect("names and labels are valid");
-            registry.register(Box::new(family.clone())).expect("names are distinct");
-            family
-        }
         let counter =
             |name: &str, help: &str, labels: &[&str]| add(&registry, IntCounterVec::new(named(name, help), labels));
         let gauge =

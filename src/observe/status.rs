@@ -11,7 +11,7 @@ use crate::clock::Instant;
 
 /// How old the last beat of a heart may be. Beats come every few seconds; a minute without one is no pause of a busy
 /// machine.
-const HEARTBEAT_LIMIT: Duration = Duration::from_secs(60);
+const HEARTBEAT_LIMIT: Duration = Duration::from_mins(1);
 
 /// What a pipeline is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -58,6 +58,8 @@ impl Ports {
 pub(super) struct Rejects {
     pub(super) stage: std::sync::Arc<str>,
     pub(super) on_error: OnError,
+    /// Whether the stage is the dead letter itself.
+    pub(super) is_dead_letter: bool,
     pub(super) form: Option<DeadLetterForm>,
     pub(super) dead_letter: Option<Writer>,
     pub(super) metrics: StageMetrics,
@@ -84,9 +86,13 @@ impl Rejects {
             (OnError::DeadLetter | OnError::Stop, _, _) => {
                 let origin = first.batch.origin();
                 let offset = first.batch.records().first().map_or(-1, |record| record.offset);
+                let next = if self.is_dead_letter {
+                    "make room for it in the dead letter, or take the cause away"
+                } else {
+                    "name a `dead_letter` for the pipeline, or say `on_error: drop` for this stage"
+                };
                 return Err(Failure::Fatal(format!(
-                    "a record at offset {offset} of {origin} was refused: {}; name a `dead_letter` for the pipeline, \
-                     or say `on_error: drop` for this stage",
+                    "a record at offset {offset} of {origin} was refused: {}; {next}",
                     first.error
                 )));
             }

@@ -87,6 +87,7 @@ impl Fabric<'_> {
         Rejects {
             stage: Arc::clone(stage),
             on_error,
+            is_dead_letter: false,
             form,
             dead_letter,
             metrics: metrics.clone(),
@@ -151,6 +152,7 @@ pub(super) fn wire(plan: &Plan, parts: &Parts, shared: &Shared) -> Wired {
         let rejects = Rejects {
             stage: Arc::clone(&stage.name),
             on_error: OnError::Stop,
+            is_dead_letter: true,
             form: None,
             dead_letter: None,
             metrics: part.metrics.clone(),
@@ -210,6 +212,7 @@ fn sink_task(
         sink: Arc::clone(instance),
         inputs,
         rejects,
+        is_dead_letter: stage.from.is_empty(),
         transactional: fabric.plan.transactional,
     }
 }

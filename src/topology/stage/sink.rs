@@ -18,6 +18,7 @@ use super::super::report::Report;
 use super::{Spent, StageContext, Stopwatch};
 use crate::clock::Instant;
 use crate::component::{BoxSink, Refusal, Settled, SinkError};
+use crate::delivery::DeadLetterForm;
 use crate::record::{Batch, Rejected};
 
 /// How many batches a sink may have in flight.
@@ -32,9 +33,15 @@ pub(in crate::topology) struct SinkTask {
     pub(in crate::topology) sink: Arc<Mutex<BoxSink>>,
     pub(in crate::topology) inputs: Inputs,
     pub(in crate::topology) rejects: Rejects,
+    /// Whether it is the dead letter: what it refuses is cut, and written again.
+    pub(in crate::topology) is_dead_letter: bool,
     /// Whether it writes nothing between its barrier and the commit.
     pub(in crate::topology) transactional: bool,
 }
+
+/// How many bytes of a letter's body are kept if the dead letter refuses it whole: first half of what Kafka takes by default,
+/// then what any sink takes.
+const CUTS: [usize; 2] = [512 << 10, 16 << 10];
 
 /// How often the log repeats why a sink waits.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
@@ -140,7 +147,7 @@ impl SinkTask {
         mut outcome: Result<Settled, SinkError>,
     ) -> Result<(), Failure> {
         let mut retry = Retry::new(&self.cx);
-        let refused = loop {
+        let mut refused: Vec<Refusal> = loop {
             match outcome {
                 Ok(settled) => break settled.refused,
                 Err(SinkError::Reject(error)) => {
@@ -154,6 +161,9 @@ impl SinkTask {
                 Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
             }
         };
+        if self.is_dead_letter && !refused.is_empty() {
+            refused = self.write_cut(sink, &batch, refused).await?;
+        }
         let delivered = (batch.len() - refused.len()) as u64;
         self.cx.metrics.sent_records.inc_by(delivered);
         self.cx.metrics.sent_bytes.inc_by(batch.payload_bytes());
@@ -165,6 +175,32 @@ impl SinkTask {
             })
             .collect();
         self.rejects.handle(rejected).await
+    }
+
+    /// Writes letters that were refused again, cut. What is refused even then is returned.
+    async fn write_cut(
+        &self,
+        sink: &mut BoxSink,
+        batch: &Batch,
+        mut refused: Vec<Refusal>,
+    ) -> Result<Vec<Refusal>, Failure> {
+        for most in CUTS {
+            let records: Vec<_> = refused.iter().map(|refusal| batch.records()[refusal.record]).collect();
+            let cut = Arc::new(DeadLetterForm::cut(batch, &records, most));
+            tracing::warn!(component = %self.cx.name, records = records.len(), "{}; cut to {most} bytes", refused[0].error);
+            match self.write(sink, &cut).await?.await {
+                Ok(settled) if settled.refused.is_empty() => return Ok(Vec::new()),
+                Ok(settled) => {
+                    let again = settled
+                        .refused
+                        .into_iter()
+                        .map(|Refusal { record, error }| Refusal { record: refused[record].record, error });
+                    refused = again.collect();
+                }
+                Err(error) => return Err(Failure::Rewind(error.to_string())),
+            }
+        }
+        Ok(refused)
     }
 
     async fn flush(&self, sink: &mut BoxSink) -> Result<(), Failure> {
