@@ -197,7 +197,7 @@ mod tests {
         for body in [&b"{\"a\":\n1}"[..], b"2"] {
             builder.push_copy(Draft { body, ..Draft::default() });
         }
-        let batch = builder.finish();
+        let batch = Codec::Json.decode(builder.finish(), &mut Vec::new());
 
         let mut lines = Vec::new();
         let settled = encode(Codec::Raw, &batch, &mut lines);
