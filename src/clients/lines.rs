@@ -206,6 +206,6 @@ mod tests {
 
         lines.clear();
         assert_eq!(encode(Codec::Json, &batch, &mut lines), Settled::all());
-        assert_eq!(lines, b"{\"a\": 1}\n2\n");
+        assert_eq!(lines, b"{\"a\":1}\n2\n");
     }
 }
