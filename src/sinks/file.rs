@@ -160,6 +160,8 @@ struct Opened {
     file: File,
     /// The folder's entry is not durable yet.
     is_new: bool,
+    /// Lines were written since the last sync.
+    unsynced: bool,
     /// Where a write failed that could not be cut off yet.
     torn_at: Option<u64>,
 }
@@ -244,7 +246,7 @@ impl Opened {
             )));
         }
         match file.try_lock() {
-            Ok(()) => Ok(Self { file, is_new, torn_at: None }),
+            Ok(()) => Ok(Self { file, is_new, unsynced: false, torn_at: None }),
             Err(TryLockError::WouldBlock) => Err(SinkError::Retry(format!(
                 "`{}` is written by another process, and locked: waiting until it ends",
                 path.display()
@@ -286,6 +288,7 @@ impl Opened {
     /// Appends all lines, or none.
     fn append(&mut self, path: &Path, lines: &[u8]) -> Result<(), SinkError> {
         self.cut_failed_write(path)?;
+        self.unsynced = true;
         let before = self.file.metadata().map_err(|error| cannot("look at", path, &error))?.len();
         self.file.write_all(lines).map_err(|error| {
             self.torn_at = Some(before);
@@ -296,7 +299,10 @@ impl Opened {
     }
 
     fn sync(&mut self, path: &Path) -> io::Result<()> {
-        self.file.sync_data()?;
+        if self.unsynced {
+            self.file.sync_data()?;
+            self.unsynced = false;
+        }
         if self.is_new {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
             File::open(folder)?.sync_all()?;

@@ -25,7 +25,7 @@ use crate::record::{BatchBuilder, Partition, Position};
 /// stdin: { codec: raw }
 /// ```
 ///
-/// One line is one record, as in a [file](file). What was read from standard input cannot be read again: what is under
+/// One line is one record, as with the source `file`. What was read from standard input cannot be read again: what is under
 /// way when the process is killed, or when the pipeline returns to its last commit, is lost. A process has one standard
 /// input, so one source can read it.
 #[derive(Debug, Deserialize, JsonSchema)]

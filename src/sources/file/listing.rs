@@ -60,16 +60,21 @@ pub(super) fn match_files(
     let matches = glob::glob_with(absolute, options);
     let before = found.len();
     for file in matches.map_err(|error| SourceError::Fatal(format!("`{path}` is no pattern: {error}")))? {
-        let file = file.map_err(|error| {
-            SourceError::Retry(format!("cannot look for files in `{}`: {}", error.path().display(), error.error()))
-        })?;
+        let file = match file {
+            Ok(file) => file,
+            // A folder that was removed while it was searched.
+            Err(error) if error.error().kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                let (folder, error) = (error.path().display(), error.error());
+                return Err(SourceError::Retry(format!("cannot look for files in `{folder}`: {error}")));
+            }
+        };
         if file.is_file() {
             found.insert(text(&file)?);
         }
     }
     if found.len() == before && !follow {
-        let advice = "say `follow: true` to wait for one";
-        return Err(SourceError::Fatal(format!("no file matches `{path}`: {advice}")));
+        return Err(SourceError::Fatal(format!("no file matches `{path}`: say `follow: true` to wait for one")));
     }
     Ok(())
 }
