@@ -197,7 +197,7 @@ mod tests {
         for body in [&b"{\"a\":\n1}"[..], b"2"] {
             builder.push_copy(Draft { body, ..Draft::default() });
         }
-        let batch = builder.finish();
+        let batch = Codec::Json.decode(builder.finish(), &mut Vec::new());
 
         let mut lines = Vec::new();
         let settled = encode(Codec::Raw, &batch, &mut lines);
@@ -206,6 +206,6 @@ mod tests {
 
         lines.clear();
         assert_eq!(encode(Codec::Json, &batch, &mut lines), Settled::all());
-        assert_eq!(lines, b"{\"a\": 1}\n2\n");
+        assert_eq!(lines, b"{\"a\":1}\n2\n");
     }
 }
