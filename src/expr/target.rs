@@ -241,7 +241,7 @@ impl<'a> LazyRecord<'a> {
         let Some(fields) = self.fields else {
             return match self.record.format {
                 BodyFormat::Json => self.read_body(),
-                BodyFormat::Raw => Ok(Value::Bytes(bytes.slice(self.record.body.range()))),
+                BodyFormat::Raw | BodyFormat::Verbatim => Ok(Value::Bytes(bytes.slice(self.record.body.range()))),
             };
         };
         let mut tree = value::read_object(bytes, fields).or_else(|value::Unreadable| self.fail::<Value>(UNREADABLE))?;

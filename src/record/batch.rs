@@ -65,6 +65,8 @@ pub enum BodyFormat {
     Raw,
     /// One valid JSON value; if it is an object, its top-level fields are indexed.
     Json,
+    /// Written as it stands, in whatever format its sink writes: a dead letter.
+    Verbatim,
 }
 
 /// The top-level fields of one body within the batch's index.
@@ -255,6 +257,8 @@ impl fmt::Debug for Batch {
 pub struct Draft<'a> {
     /// The body.
     pub body: &'a [u8],
+    /// What the body is known to be: raw until a codec has decoded it.
+    pub format: BodyFormat,
     /// The key.
     pub key: Option<&'a [u8]>,
     /// Encoded headers, as [`super::HeadersBuilder`] writes them or [`Headers::encoded`] gives them.
@@ -320,13 +324,14 @@ impl BatchBuilder {
         self.records.push(record);
     }
 
-    /// Copies a record in. Its body counts as raw until a codec has decoded it.
+    /// Copies a record in.
     pub fn push_copy(&mut self, draft: Draft<'_>) {
         let body = self.append(draft.body);
         let key = draft.key.map(|key| self.append(key));
         let headers = self.append(draft.headers);
         self.records.push(Record {
             body,
+            format: draft.format,
             key,
             headers,
             timestamp: draft.timestamp,
