@@ -22,12 +22,22 @@ pub(super) fn read(bytes: &Bytes, range: ByteRange) -> Result<Value, Unreadable>
     Ok(value)
 }
 
+/// Reads a field. Most are strings as they stand, which need no second look.
+#[inline]
+pub(super) fn read_field(bytes: &Bytes, field: &Field) -> Result<Value, Unreadable> {
+    let range = field.value.range();
+    if bytes[range.start] == b'"' && !field.escaped_value {
+        return Ok(Value::Bytes(bytes.slice(range.start + 1..range.end - 1)));
+    }
+    read(bytes, field.value)
+}
+
 /// Reads an object whose top level is indexed. Of equal keys the last counts.
 pub(super) fn read_object(bytes: &Bytes, fields: &[Field]) -> Result<Value, Unreadable> {
     let mut object = ObjectMap::new();
     for field in fields {
         let key = key_of(&bytes[field.key.range()]).ok_or(Unreadable)?;
-        object.insert(key, read(bytes, field.value)?);
+        object.insert(key, read_field(bytes, field)?);
     }
     Ok(Value::Object(object))
 }

@@ -212,10 +212,13 @@ impl ObjectWriter<'_> {
         self.out.extend_from_slice(key);
         let value_start = self.out.len();
         value::write(value, self.out)?;
+        let text = &self.out[value_start..];
+        let escaped_value = text[0] == b'"' && memchr::memchr(b'\\', text).is_some();
         self.index.push(Field {
             key: ByteRange::new(key_start, value_start - 2),
             value: ByteRange::new(value_start, self.out.len()),
             escaped_key,
+            escaped_value,
         });
         Ok(())
     }
@@ -286,7 +289,9 @@ impl ObjectWriter<'_> {
         if contiguous {
             self.copy(fields);
         } else {
-            fields.iter().for_each(|field| self.copy(std::slice::from_ref(field)));
+            for field in fields {
+                self.copy(std::slice::from_ref(field));
+            }
         }
     }
 }

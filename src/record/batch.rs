@@ -87,6 +87,8 @@ pub struct Field {
     pub value: ByteRange,
     /// Whether the key holds an escape, so that its bytes are not its name.
     pub escaped_key: bool,
+    /// Whether the value is a string that holds an escape, so that its bytes are not its text.
+    pub escaped_value: bool,
 }
 
 impl Field {
@@ -96,7 +98,7 @@ impl Field {
     pub(crate) fn shifted(self, shift: u32) -> Self {
         let moved =
             |range: ByteRange| ByteRange { start: range.start.wrapping_add(shift), end: range.end.wrapping_add(shift) };
-        Self { key: moved(self.key), value: moved(self.value), escaped_key: self.escaped_key }
+        Self { key: moved(self.key), value: moved(self.value), ..self }
     }
 }
 
