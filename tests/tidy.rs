@@ -27,8 +27,8 @@ const STRANGERS: &[&str] = &["sources", "transforms", "sinks"];
 /// Who may spawn tasks. Each waits for what it spawned.
 const SPAWNS_TASKS: &[&str] = &["src/topology/", "src/cli/", "src/observe/admin.rs", "src/runtime.rs", "src/testing/"];
 
-/// Where blocking C calls and fsyncs live: these may have named threads of their own.
-const SPAWNS_THREADS: &[&str] = &["src/clients/kafka", "src/state/"];
+/// Where blocking C calls, fsyncs, standard input and output live: these may have named threads of their own.
+const SPAWNS_THREADS: &[&str] = &["src/clients/kafka", "src/clients/stdio.rs", "src/state/"];
 
 /// Lines of a file, without the tests that end it.
 const LONGEST_FILE: usize = 600;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::budget::Reservation;
 use super::headers::Headers;
+use super::json;
 use super::partition::Partition;
 
 /// A range of a batch's bytes. A batch holds less than 4 GiB.
@@ -84,6 +85,22 @@ pub struct Field {
     pub value: ByteRange,
     /// Whether the key holds an escape, so that its bytes are not its name.
     pub escaped_key: bool,
+}
+
+impl Field {
+    /// The same field in a copy of its text that stands `shift` bytes further on, counted around the end of `u32`.
+    #[must_use]
+    #[inline]
+    pub(crate) fn shifted(self, shift: u32) -> Self {
+        let moved =
+            |range: ByteRange| ByteRange { start: range.start.wrapping_add(shift), end: range.end.wrapping_add(shift) };
+        Self { key: moved(self.key), value: moved(self.value), escaped_key: self.escaped_key }
+    }
+}
+
+/// An index or a count of fields, which take a byte of the batch each.
+pub(crate) fn index_u32(index: usize) -> u32 {
+    u32::try_from(index).expect("a batch holds less than 4 GiB")
 }
 
 /// One record: ranges into its batch, and numbers.
@@ -182,6 +199,15 @@ impl Batch {
     pub fn fields(&self, record: &Record) -> Option<&[Field]> {
         let FieldRange { start, len } = record.fields?;
         Some(&self.data.fields[start as usize..(start + len) as usize])
+    }
+
+    /// The JSON text of a top-level field; of several with this name, the last. `None` if the body is no JSON object or
+    /// has no such field.
+    #[must_use]
+    pub fn field(&self, record: &Record, name: &str) -> Option<&[u8]> {
+        let fields = self.fields(record)?;
+        let at = json::find(self.bytes(), fields, name)?;
+        Some(self.slice(fields[at].value))
     }
 
     /// The sum of the bodies and keys of its records, in bytes: what metrics count.
@@ -307,6 +333,27 @@ impl BatchBuilder {
             offset: draft.offset,
             ..Record::default()
         });
+    }
+
+    /// Copies a record of another batch in, with the index of its fields.
+    pub fn push_from(&mut self, batch: &Batch, record: &Record) {
+        let body = self.append(batch.body(record));
+        let fields = batch.fields(record).map(|fields| {
+            let first = self.fields.len();
+            let shift = body.start.wrapping_sub(record.body.start);
+            self.fields.extend(fields.iter().map(|field| field.shifted(shift)));
+            FieldRange { start: index_u32(first), len: index_u32(fields.len()) }
+        });
+        self.push_with_body(batch, record, Record { body, fields, ..*record });
+    }
+
+    /// Adds a record whose body, and what is known of it, is already in these bytes; its key and headers are copied
+    /// from a record of another batch.
+    pub fn push_with_body(&mut self, batch: &Batch, from: &Record, body: Record) {
+        let key = batch.key(from).map(|key| self.append(key));
+        let headers =
+            if from.headers.is_empty() { ByteRange::default() } else { self.append(batch.slice(from.headers)) };
+        self.records.push(Record { key, headers, ..body });
     }
 
     /// The number of records so far.

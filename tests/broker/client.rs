@@ -328,6 +328,21 @@ impl Reader {
         }
     }
 
+    /// Shows what readers of committed data see now, body by body, and keeps none of it.
+    pub(crate) fn for_each_to_end(&mut self, mut see: impl FnMut(&[u8])) {
+        let ends = self.ends();
+        let deadline = Deadline::within(Duration::from_mins(2));
+        while !self.has_reached(&ends) {
+            for _ in 0..1_000 {
+                match self.consumer.poll(Duration::from_millis(5)) {
+                    Some(Ok(record)) => see(record.payload().unwrap_or_default()),
+                    Some(Err(_)) | None => break,
+                }
+            }
+            assert!(!deadline.passed(), "cannot read {} to its end", self.topic);
+        }
+    }
+
     /// Reads until there are at least so many records in all.
     ///
     /// # Panics

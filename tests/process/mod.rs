@@ -105,6 +105,15 @@ impl Home {
         Weir { keeper, pid, admin, log, code: None }
     }
 
+    /// `weir run` on a file of this home, for those who look after the process themselves.
+    pub(crate) fn command(&self, file: &str, admin: &str) -> Command {
+        let mut command = Command::new(WEIR);
+        let log = fs::File::create(self.path("log.txt")).expect("the target folder can be written");
+        command.args(["run", file]).current_dir(&self.folder).stderr(log);
+        self.set_variables(&mut command, admin);
+        command
+    }
+
     fn set_variables(&self, command: &mut Command, admin: &str) {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("WEIR_") {
@@ -201,14 +210,7 @@ impl Weir {
 
     /// The status and the body of an answer of its admin server; `None` if it does not answer.
     pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
-        let mut stream = TcpStream::connect(&self.admin).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        let status = head.split(' ').nth(1)?.parse().ok()?;
-        Some((status, body.to_owned()))
+        http_get(&self.admin, path)
     }
 
     /// Waits until the daemon is ready.
@@ -246,6 +248,18 @@ impl Drop for Weir {
             let _ = self.keeper.wait();
         }
     }
+}
+
+/// The status and the body of an answer; `None` if there is none.
+pub(crate) fn http_get(address: &str, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
 }
 
 fn sum_of_series(text: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
