@@ -7,21 +7,24 @@ pub(super) fn decode(batch: Batch, rejected: &mut Vec<Rejected>) -> Batch {
     let mut malformed = Vec::new();
     let decoded = batch.reindexed(|bytes, records, fields| {
         let expected = records.len();
-        records.retain_mut(|record| match json::index(bytes, record.body, fields) {
-            Ok(indexed) => {
-                if fields.capacity() < expected {
-                    // The records of a batch are alike: the first one tells how large the index will be.
-                    fields.reserve(fields.len() * expected);
+        records.retain_mut(|record| {
+            record.format == BodyFormat::Absent
+                || match json::index(bytes, record.body, fields) {
+                    Ok(indexed) => {
+                        if fields.capacity() < expected {
+                            // The records of a batch are alike: the first one tells how large the index will be.
+                            fields.reserve(fields.len() * expected);
+                        }
+                        record.format = BodyFormat::Json;
+                        record.fields = indexed.fields;
+                        record.duplicate_keys = indexed.duplicate_keys;
+                        true
+                    }
+                    Err(reason) => {
+                        malformed.push((*record, reason.to_string()));
+                        false
+                    }
                 }
-                record.format = BodyFormat::Json;
-                record.fields = indexed.fields;
-                record.duplicate_keys = indexed.duplicate_keys;
-                true
-            }
-            Err(reason) => {
-                malformed.push((*record, reason.to_string()));
-                false
-            }
         });
     });
     rejected.extend(
@@ -34,6 +37,8 @@ pub(super) fn decode(batch: Batch, rejected: &mut Vec<Rejected>) -> Batch {
 pub(super) fn encode(batch: &Batch, record: &Record, out: &mut Vec<u8>) -> Result<(), String> {
     let body = batch.body(record);
     match record.format {
+        BodyFormat::Verbatim => out.extend_from_slice(body),
+        BodyFormat::Absent => out.extend_from_slice(b"null"),
         BodyFormat::Json if json::is_one_line(body) => out.extend_from_slice(body),
         BodyFormat::Json => json::compact(body, out),
         BodyFormat::Raw => match std::str::from_utf8(body) {
@@ -95,5 +100,18 @@ mod tests {
         let raw = batch(&[b"say \"hi\"\n", b"\xff"]);
         assert_eq!(encoded(&raw, 0).unwrap(), r#""say \"hi\"\n""#);
         assert!(encoded(&raw, 1).is_err());
+    }
+
+    #[test]
+    fn what_is_verbatim_is_written_as_it_stands_by_every_codec() {
+        let origin = Arc::new(Partition { source: "s".into(), topic: "t".into(), number: 0 });
+        let mut builder = BatchBuilder::new(origin, 0, 1);
+        builder.push_copy(Draft { body: b"{\"a\":\xff", format: BodyFormat::Verbatim, ..Draft::default() });
+        let batch = builder.finish();
+        for codec in [Codec::Json, Codec::Raw] {
+            let mut out = Vec::new();
+            codec.encode(&batch, &batch.records()[0], &mut out).unwrap();
+            assert_eq!(out, b"{\"a\":\xff");
+        }
     }
 }

@@ -367,8 +367,13 @@ fn syntax_error(text: &str, error: &ScanError) -> Problem {
         ErrorKind::RecursionLimitExceeded => too_deep(Span { start, end }),
         ErrorKind::MappingValueNotAllowed => problem("a `:` that begins a value is not allowed here")
             .help("put a text that holds `: ` in quotes, and check that the keys of a map start in one column"),
-        _ if line.contains("${") && line.contains(['{', '[']) => problem(&format!("invalid YAML: {}", error.kind()))
-            .help("inside `{ }` and `[ ]`, put `${…}` in quotes: `\"${NAME}\"`"),
+        // In a flow, the `{` of a substitution begins a map.
+        _ if text[..start].ends_with('$') && text[start..].starts_with('{') => {
+            let length = text[start..].find(['}', '\n']).map_or(1, |end| end + 1);
+            let end = start + text[start..start + length].trim_end().len();
+            Problem::error(Span { start: start - 1, end }, "`${…}` must be in quotes inside `{ }` and `[ ]`")
+                .help(format!("write `\"{}\"`", &text[start - 1..end]))
+        }
         ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
             problem("expected a `:` behind this key").help("a key and its value are written `key: value`, with a space")
         }
@@ -473,6 +478,7 @@ mod tests {
         assert_eq!(messages("a:\n\tb: 1\n"), ["a tab cannot indent a line in YAML"]);
         assert_eq!(messages("a: \"x\n"), ["a quote is never closed"]);
         assert_eq!(messages("a: { b: 1\n"), ["`{` is never closed"]);
+        assert_eq!(messages("a: { b: ${V} }\n"), ["`${…}` must be in quotes inside `{ }` and `[ ]`"]);
         assert_eq!(messages("? [1]\n: 2\n"), ["a key must be text"]);
         assert_eq!(messages("a: !!str 1\n"), ["the tag `!!str` is not supported"]);
         assert_eq!(messages("a: { <<: 1 }\n"), ["merge keys are not supported"]);

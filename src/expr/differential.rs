@@ -193,6 +193,7 @@ fn batch_of(body: &str) -> Batch {
         headers: headers.encoded(),
         timestamp: Timestamp(1_600_000_000_000),
         offset: 7,
+        ..Draft::default()
     });
     let mut rejected = Vec::new();
     let batch = Codec::Json.decode(builder.finish(), &mut rejected);

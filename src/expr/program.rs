@@ -9,7 +9,8 @@ use vrl::compiler::unused_expression_checker::check_for_unused_results;
 use vrl::compiler::{CompilationResult, CompileConfig, Compiler, TypeInfo, TypeState};
 use vrl::diagnostic::{Diagnostic, DiagnosticList, Span as VrlSpan};
 use vrl::parser::ast::{
-    Assignment, AssignmentOp, AssignmentTarget, Block, Container, Expr, Literal, Node, Program as Ast, RootExpr,
+    Assignment, AssignmentOp, AssignmentTarget, Block, Container, Expr, Literal, Node, Program as Ast, QueryTarget,
+    RootExpr,
 };
 use vrl::path::{OwnedSegment, OwnedTargetPath, OwnedValuePath, PathPrefix};
 use vrl::value::Kind;
@@ -36,12 +37,19 @@ pub struct Program(pub(super) Arc<Compiled>);
 
 pub(super) struct Compiled {
     pub(super) vrl: vrl::compiler::Program,
-    /// The top-level fields that it may touch, by name.
-    pub(super) fields: Vec<String>,
+    /// The top-level fields that it may touch.
+    pub(super) fields: Vec<NamedField>,
     /// Mixed into what is random, so that two stages draw differently.
     pub(super) salt: u64,
     touched: Touched,
     schema_after: Schema,
+}
+
+/// A top-level field that a program names.
+pub(super) struct NamedField {
+    pub(super) name: String,
+    /// Whether wherever the program removes it, it does not look at what it removed.
+    pub(super) removed_unread: bool,
 }
 
 /// The metadata of a record, as programs name it.
@@ -115,7 +123,7 @@ impl Program {
             }
         };
         match kind {
-            ProgramKind::Condition => compilation.condition(ast),
+            ProgramKind::Condition => compilation.condition(&ast),
             ProgramKind::Mapping => compilation.mapping(ast),
         }
     }
@@ -169,11 +177,11 @@ impl Compilation<'_> {
             }
             config
         };
-        let compiled = match self.compile(&ast, config(), self.schema.kind.clone()) {
+        let compiled = match compile(&ast, config(), self.schema.kind.clone()) {
             // VRL asks the type of the body whether metadata may be assigned. One that may be an object says yes.
             Err(errors) if errors.iter().all(|error| self.is_doubt_about_metadata(error)) => {
                 let wider = self.schema.kind.clone().or_object(Collection::json());
-                self.compile(&ast, config(), wider).map_err(|_| errors)
+                compile(&ast, config(), wider).map_err(|_| errors)
             }
             compiled => compiled,
         };
@@ -184,25 +192,24 @@ impl Compilation<'_> {
         let after = compiled.program.final_type_info();
         let paths_fit = self.check_metadata_paths(&compiled.program, None);
         let types_fit = self.check_metadata_types(&after);
-        (paths_fit && types_fit).then(|| self.finish(compiled, Some(&after)))
+        (paths_fit && types_fit).then(|| self.finish(compiled, Some(&after), &removals(&ast)))
     }
 
     /// A condition that may fail is compiled again as the right side of an assignment that takes the error: its value
     /// is then the answer, or the text of the error.
-    fn condition(mut self, ast: Ast) -> Option<Program> {
+    fn condition(mut self, ast: &Ast) -> Option<Program> {
         let mut config = CompileConfig::default();
         config.set_read_only();
-        self.report(&check_for_unused_results(&ast));
+        self.report(&check_for_unused_results(ast));
         let verdict = functions::hidden("verdict");
-        let (compiled, result) = match self.compile(&ast, config, self.schema.kind.clone()) {
+        let (compiled, result) = match compile(ast, config, self.schema.kind.clone()) {
             Ok(compiled) => {
                 let result = compiled.program.final_type_info().result;
                 (compiled, result)
             }
             Err(errors) => {
                 let fallible = catching_errors(ast.clone(), &verdict);
-                let compiled =
-                    fallible.map(|ast| self.compile(&ast, CompileConfig::default(), self.schema.kind.clone()));
+                let compiled = fallible.map(|ast| compile(&ast, CompileConfig::default(), self.schema.kind.clone()));
                 let Some(Ok(compiled)) = compiled else {
                     self.report(&errors);
                     return None;
@@ -232,17 +239,7 @@ impl Compilation<'_> {
             return None;
         }
         let fits = self.check_metadata_paths(&compiled.program, Some(&verdict));
-        fits.then(|| self.finish(compiled, None))
-    }
-
-    fn compile(&self, ast: &Ast, mut config: CompileConfig, body: Kind) -> Result<CompilationResult, DiagnosticList> {
-        config.set_custom(Notes::default());
-        let metadata = Metadata::ALL
-            .into_iter()
-            .fold(Collection::empty(), |known, metadata| known.with_known(metadata.name(), metadata.kind()));
-        let external = ExternalEnv::new_with_kind(body, Kind::object(metadata));
-        let state = TypeState { external, ..TypeState::default() };
-        Compiler::compile(functions::all(), ast.clone(), &state, config)
+        fits.then(|| self.finish(compiled, None, &[]))
     }
 
     /// Whether VRL refused to assign to a part of the metadata because the body has no such part.
@@ -293,7 +290,8 @@ impl Compilation<'_> {
         self.cx.problems.len() == before
     }
 
-    fn finish(&self, compiled: CompilationResult, after: Option<&TypeInfo>) -> Program {
+    /// `statements` are the paths of the calls of `del` that stand as statements of their own.
+    fn finish(&self, compiled: CompilationResult, after: Option<&TypeInfo>, statements: &[OwnedTargetPath]) -> Program {
         let info = compiled.program.info();
         let notes = compiled.config.get_custom::<Notes>();
         let (deleted, roots_read) = notes.map_or((&[][..], &[][..]), |notes| (&notes.deleted, &notes.roots_read));
@@ -304,13 +302,19 @@ impl Compilation<'_> {
             reads: shown(&info.target_queries, roots_read),
             writes: shown(&info.target_assignments, deleted),
         };
-        let mut fields = Vec::<String>::new();
+        let mut fields = Vec::<NamedField>::new();
         for path in info.target_queries.iter().chain(&info.target_assignments) {
             if path.prefix == PathPrefix::Event
                 && let Some(OwnedSegment::Field(name)) = path.path.segments.first()
-                && !fields.iter().any(|known| known == name.as_str())
+                && !fields.iter().any(|known| known.name == name.as_str())
             {
-                fields.push(name.to_string());
+                let is_field = |path: &OwnedTargetPath| {
+                    path.prefix == PathPrefix::Event
+                        && matches!(path.path.segments.as_slice(), [OwnedSegment::Field(field)] if field == name)
+                };
+                let removals = deleted.iter().filter(|path| is_field(path)).count();
+                let unread = statements.iter().filter(|path| is_field(path)).count();
+                fields.push(NamedField { name: name.to_string(), removed_unread: removals == unread });
             }
         }
         let schema_after = match after {
@@ -352,6 +356,38 @@ impl Compilation<'_> {
             self.cx.report(problem);
         }
     }
+}
+
+/// Compiles a program for bodies of a kind, with the metadata that every record has.
+fn compile(ast: &Ast, mut config: CompileConfig, body: Kind) -> Result<CompilationResult, DiagnosticList> {
+    config.set_custom(Notes::default());
+    let metadata = Metadata::ALL
+        .into_iter()
+        .fold(Collection::empty(), |known, metadata| known.with_known(metadata.name(), metadata.kind()));
+    let external = ExternalEnv::new_with_kind(body, Kind::object(metadata));
+    let state = TypeState { external, ..TypeState::default() };
+    Compiler::compile(functions::all(), ast.clone(), &state, config)
+}
+
+/// The paths of the calls of `del` that stand as statements of their own at the top of a mapping.
+fn removals(ast: &Ast) -> Vec<OwnedTargetPath> {
+    let statements = ast.0.iter().filter_map(|root| match root.inner() {
+        RootExpr::Expr(expr) => Some(expr.inner()),
+        RootExpr::Error(_) => None,
+    });
+    let calls = statements.filter_map(|statement| match statement {
+        Expr::FunctionCall(call) if call.inner().ident.inner().as_ref() == "del" => call.inner().arguments.first(),
+        _ => None,
+    });
+    let queries = calls.filter_map(|argument| match argument.inner().expr.inner() {
+        Expr::Query(query) => Some(query.inner()),
+        _ => None,
+    });
+    let paths = queries.filter_map(|query| match query.target.inner() {
+        QueryTarget::External(prefix) => Some(OwnedTargetPath { prefix: *prefix, path: query.path.inner().clone() }),
+        _ => None,
+    });
+    paths.collect()
 }
 
 /// Whether a path is one of those that only Weir's own functions use.

@@ -74,6 +74,6 @@ mod tests {
         );
         assert_eq!(Schema::written_as_json(&kind).kind, expected);
         assert_eq!(Schema::written_as_json(&Kind::json()).kind, Kind::json());
-        assert_eq!(Schema::written_as_json(&Kind::any()).kind.contains_timestamp(), false);
+        assert!(!Schema::written_as_json(&Kind::any()).kind.contains_timestamp());
     }
 }

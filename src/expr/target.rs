@@ -9,7 +9,7 @@ use vrl::path::{BorrowedSegment, OwnedSegment, OwnedTargetPath, PathPrefix, Valu
 use vrl::value::{KeyString, ObjectMap, Value};
 
 use super::functions::{ARRIVAL, DRAW};
-use super::program::Metadata;
+use super::program::{Metadata, NamedField};
 use super::value;
 use crate::record::{Batch, BodyFormat, Field, Record, json};
 
@@ -44,6 +44,8 @@ pub(super) struct Slot {
     hint: Cell<usize>,
     pub(super) value: OnceCell<Value>,
     pub(super) change: Change,
+    /// Whether the program removes it without looking at what it was, so that it need not be parsed for that.
+    removed_unread: bool,
 }
 
 /// Where a field stands in the record.
@@ -73,8 +75,8 @@ pub(super) struct Entry {
 }
 
 impl Overlay {
-    pub(super) fn new(fields: &[String]) -> Self {
-        let slots = fields.iter().map(|name| {
+    pub(super) fn new(fields: &[NamedField]) -> Self {
+        let slots = fields.iter().map(|NamedField { name, removed_unread }| {
             let mut encoded = Vec::new();
             json::write_string(name, &mut encoded);
             encoded.push(b':');
@@ -85,6 +87,7 @@ impl Overlay {
                 hint: Cell::new(0),
                 value: OnceCell::new(),
                 change: Change::None,
+                removed_unread: *removed_unread,
             }
         });
         Self {
@@ -220,8 +223,10 @@ impl<'a> LazyRecord<'a> {
         }
         match slot.locate(self.batch, self.record, fields) {
             Place::At(at) => {
-                let value = self.read(fields[at].value)?;
-                Ok(Some(slot.value.get_or_init(|| value)))
+                let value = value::read_field(self.batch.bytes(), &fields[at])
+                    .or_else(|value::Unreadable| self.fail(UNREADABLE))?;
+                let _ = slot.value.set(value);
+                Ok(slot.value.get())
             }
             Place::Absent | Place::Unknown => Ok(None),
         }
@@ -241,7 +246,8 @@ impl<'a> LazyRecord<'a> {
         let Some(fields) = self.fields else {
             return match self.record.format {
                 BodyFormat::Json => self.read_body(),
-                BodyFormat::Raw => Ok(Value::Bytes(bytes.slice(self.record.body.range()))),
+                BodyFormat::Absent => Ok(Value::Null),
+                BodyFormat::Raw | BodyFormat::Verbatim => Ok(Value::Bytes(bytes.slice(self.record.body.range()))),
             };
         };
         let mut tree = value::read_object(bytes, fields).or_else(|value::Unreadable| self.fail::<Value>(UNREADABLE))?;
@@ -307,6 +313,20 @@ impl<'a> LazyRecord<'a> {
         let Some((at, fields, rest)) = self.slot_of(path) else {
             return Ok(self.tree_mut()?.remove(&path.path, compact));
         };
+        let slot = &mut self.overlay.slots[at];
+        if slot.removed_unread && rest.is_empty() {
+            let is_there = match slot.change {
+                Change::None => matches!(slot.locate(self.batch, self.record, fields), Place::At(_)),
+                Change::Set => true,
+                Change::Removed => false,
+            };
+            if is_there {
+                slot.value.take();
+                slot.change = Change::Removed;
+                self.overlay.body_changed = true;
+            }
+            return Ok(None);
+        }
         if self.load(at, fields)?.is_none() {
             return Ok(None);
         }

@@ -65,6 +65,10 @@ pub enum BodyFormat {
     Raw,
     /// One valid JSON value; if it is an object, its top-level fields are indexed.
     Json,
+    /// Written as it stands, in whatever format its sink writes: a dead letter.
+    Verbatim,
+    /// There is no body at all: a Kafka tombstone, which deletes its key. Its range is empty.
+    Absent,
 }
 
 /// The top-level fields of one body within the batch's index.
@@ -85,6 +89,8 @@ pub struct Field {
     pub value: ByteRange,
     /// Whether the key holds an escape, so that its bytes are not its name.
     pub escaped_key: bool,
+    /// Whether the value is a string that holds an escape, so that its bytes are not its text.
+    pub escaped_value: bool,
 }
 
 impl Field {
@@ -94,7 +100,7 @@ impl Field {
     pub(crate) fn shifted(self, shift: u32) -> Self {
         let moved =
             |range: ByteRange| ByteRange { start: range.start.wrapping_add(shift), end: range.end.wrapping_add(shift) };
-        Self { key: moved(self.key), value: moved(self.value), escaped_key: self.escaped_key }
+        Self { key: moved(self.key), value: moved(self.value), ..self }
     }
 }
 
@@ -255,6 +261,8 @@ impl fmt::Debug for Batch {
 pub struct Draft<'a> {
     /// The body.
     pub body: &'a [u8],
+    /// What the body is known to be: raw until a codec has decoded it.
+    pub format: BodyFormat,
     /// The key.
     pub key: Option<&'a [u8]>,
     /// Encoded headers, as [`super::HeadersBuilder`] writes them or [`Headers::encoded`] gives them.
@@ -320,13 +328,14 @@ impl BatchBuilder {
         self.records.push(record);
     }
 
-    /// Copies a record in. Its body counts as raw until a codec has decoded it.
+    /// Copies a record in.
     pub fn push_copy(&mut self, draft: Draft<'_>) {
         let body = self.append(draft.body);
         let key = draft.key.map(|key| self.append(key));
         let headers = self.append(draft.headers);
         self.records.push(Record {
             body,
+            format: draft.format,
             key,
             headers,
             timestamp: draft.timestamp,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
@@ -25,9 +25,13 @@ use crate::record::{Batch, Record};
 /// Each output is read by its name, as in `from: split.large`. What no condition holds for goes to the output `else`;
 /// with `else: drop` there is no such output, and those records are dropped and counted. The conditions are boolean
 /// expressions in VRL. One that fails at run time rejects the record.
-#[derive(Debug)]
+#[derive(Debug, JsonSchema)]
+#[schemars(transform = conditions_by_name)]
 pub(super) struct RouteConfig {
+    #[schemars(skip)]
     routes: Vec<(Spanned<String>, Text)>,
+    /// `drop` drops what no condition holds for.
+    #[schemars(rename = "else")]
     rest: Option<Text>,
 }
 
@@ -61,21 +65,9 @@ impl<'de> Deserialize<'de> for RouteConfig {
     }
 }
 
-impl JsonSchema for RouteConfig {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "RouteConfig".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let condition = generator.subschema_for::<Text>();
-        json_schema!({
-            "description": "Outputs by name, each with its condition; the first that holds takes the record.",
-            "type": "object",
-            "properties": { "else": { "description": "`drop` drops what no condition holds for.", "const": "drop" } },
-            "additionalProperties": condition,
-            "minProperties": 1,
-        })
-    }
+fn conditions_by_name(schema: &mut Schema) {
+    schema.insert("additionalProperties".to_owned(), serde_json::json!({ "type": "string" }));
+    schema.insert("minProperties".to_owned(), 1.into());
 }
 
 impl TransformConfig for RouteConfig {

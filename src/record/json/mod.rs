@@ -1,7 +1,7 @@
 //! The lazy JSON body: validated in one pass, indexed at its top level, and otherwise left as it was written.
 //!
 //! What [`index`] lets through, every parser of a field accepts: it is as strict about UTF-8, escapes, surrogates,
-//! numbers and depth as serde_json is when it reads a tree.
+//! numbers and depth as `serde_json` is when it reads a tree.
 
 mod keys;
 mod scan;
@@ -55,7 +55,7 @@ mod tests {
         Ok((indexed, fields))
     }
 
-    /// The scanner accepts what serde_json accepts, and finds the same fields.
+    /// The scanner accepts what `serde_json` accepts, and finds the same fields.
     fn agrees_with_serde_json(text: &[u8]) {
         let reference = serde_json::from_slice::<Value>(text);
         let shown = String::from_utf8_lossy(text);

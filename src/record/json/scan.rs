@@ -7,7 +7,7 @@ use super::Malformed;
 use super::keys::{KeyFilter, has_duplicates};
 use crate::record::{ByteRange, Field, FieldRange, index_u32};
 
-/// How deep arrays and objects may nest; serde_json has the same limit.
+/// How deep arrays and objects may nest; `serde_json` has the same limit.
 pub const MAX_DEPTH: u32 = 127;
 
 /// What the scanner found in a body.
@@ -42,7 +42,7 @@ fn scan(text: &[u8], start: usize, fields: &mut Vec<Field>) -> Option<Indexed> {
     let (indexed, at) = if text.get(at) == Some(&b'{') {
         object(text, at + 1, fields)?
     } else {
-        (Indexed { fields: None, duplicate_keys: false }, value(text, at, 0)?)
+        (Indexed { fields: None, duplicate_keys: false }, value(text, at)?)
     };
     (skip_space(text, at) == text.len()).then_some(indexed)
 }
@@ -67,7 +67,11 @@ fn object(text: &[u8], start: usize, fields: &mut Vec<Field>) -> Option<(Indexed
                 return None;
             }
             let value_start = skip_space(text, colon + 1);
-            let value_end = value(text, value_start, 1)?;
+            let (value_end, escaped_value) = match *text.get(value_start)? {
+                b'"' => string(text, value_start + 1).map(|string| (string.end + 1, string.escaped))?,
+                b'{' | b'[' => (nested(text, value_start, 1)?, false),
+                _ => (literal(text, value_start)?, false),
+            };
             escaped |= key.escaped;
             let name = &text[at + 1..key.end];
             duplicate_keys |=
@@ -76,6 +80,7 @@ fn object(text: &[u8], start: usize, fields: &mut Vec<Field>) -> Option<(Indexed
                 key: ByteRange::new(at + 1, key.end),
                 value: ByteRange::new(value_start, value_end),
                 escaped_key: key.escaped,
+                escaped_value,
             });
             at = skip_space(text, value_end);
             match *text.get(at)? {
@@ -96,12 +101,11 @@ fn object(text: &[u8], start: usize, fields: &mut Vec<Field>) -> Option<(Indexed
     Some((Indexed { fields: Some(range), duplicate_keys }, at))
 }
 
-/// Any value; returns the place behind it. `depth` counts the arrays and objects around it.
-#[inline]
-fn value(text: &[u8], at: usize, depth: u32) -> Option<usize> {
+/// A body that is no object; returns the place behind it.
+fn value(text: &[u8], at: usize) -> Option<usize> {
     match *text.get(at)? {
         b'"' => Some(string(text, at + 1)?.end + 1),
-        b'{' | b'[' => nested(text, at, depth),
+        b'{' | b'[' => nested(text, at, 0),
         _ => literal(text, at),
     }
 }
@@ -216,8 +220,8 @@ const HIGH_BITS: u64 = ONES << 7;
 #[inline]
 pub(super) fn special_bytes(word: u64) -> u64 {
     let control = word.wrapping_sub(ONES * 0x20);
-    let quote = (word ^ ONES * 0x22).wrapping_sub(ONES);
-    let backslash = (word ^ ONES * 0x5c).wrapping_sub(ONES);
+    let quote = (word ^ (ONES * 0x22)).wrapping_sub(ONES);
+    let backslash = (word ^ (ONES * 0x5c)).wrapping_sub(ONES);
     (control | quote | backslash) & !word & HIGH_BITS
 }
 
