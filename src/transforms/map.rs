@@ -161,6 +161,14 @@ mod tests {
     }
 
     #[test]
+    fn what_a_map_writes_is_no_deeper_than_what_a_decoder_lets_through() {
+        let deep = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+        let ran = run(map(".b = [.a]"), &[&deep(125), &deep(126)]);
+        assert_eq!(ran.bodies().len(), 1);
+        assert!(ran.rejected[0].1.contains("deeper than 127"), "{:?}", ran.rejected);
+    }
+
+    #[test]
     fn rule_28_escaped_keys_are_fields_of_their_unescaped_name() {
         let ran = run(map(".seen = .user\n.user = 2"), &[r#"{"us\u0065r":1,"z":0}"#]);
         assert_eq!(ran.bodies(), [r#"{"us\u0065r":2,"z":0,"seen":1}"#]);
