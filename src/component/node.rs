@@ -145,7 +145,8 @@ impl Typed {
             return Self::Integer(value);
         }
         // Rust also reads `inf` and `nan`, which are texts here.
-        let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'+' | b'-' | b'e' | b'E'));
+        let numeric =
+            text.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b'.' | b'+' | b'-' | b'e' | b'E'));
         match text.parse::<f64>() {
             Ok(value) if numeric && value.is_finite() => Self::Float(value),
             _ => Self::Text,

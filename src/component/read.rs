@@ -309,7 +309,11 @@ impl<'a> At<'a> {
     /// What a plain scalar means; quoted and block ones are text.
     fn typed(self, expected: &str) -> Result<Typed, Error> {
         let text = self.scalar(expected)?;
-        Ok(if matches!(self.node.kind, Kind::Scalar { style: Style::Plain, .. }) { Typed::of(text) } else { Typed::Text })
+        Ok(if matches!(self.node.kind, Kind::Scalar { style: Style::Plain, .. }) {
+            Typed::of(text)
+        } else {
+            Typed::Text
+        })
     }
 
     fn integer(self, min: i128, max: i128) -> Result<i128, Error> {
@@ -798,7 +802,8 @@ impl<'de> MapAccess<'de> for Place<'_> {
             2 => seed.deserialize(start.into_deserializer()),
             3 => seed.deserialize(end.into_deserializer()),
             _ => {
-                let pairs = if let Kind::Scalar { offsets, .. } = &self.at.node.kind { offsets.as_slice() } else { &[] };
+                let pairs =
+                    if let Kind::Scalar { offsets, .. } = &self.at.node.kind { offsets.as_slice() } else { &[] };
                 let flat = pairs.iter().flat_map(|&(in_text, in_file)| [in_text, in_file]);
                 seed.deserialize(de::value::SeqDeserializer::new(flat))
             }
@@ -880,11 +885,7 @@ impl<'de> VariantAccess<'de> for Variant<'_> {
         de::Deserializer::deserialize_tuple(self.content()?, len, visitor)
     }
 
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Error> {
+    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
         de::Deserializer::deserialize_struct(self.content()?, "", fields, visitor)
     }
 }

@@ -16,8 +16,13 @@ pub struct HumanDuration(pub Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ByteSize(pub u64);
 
-const DURATION_UNITS: &[(&str, u64)] =
-    &[("ms", 1_000_000), ("s", 1_000_000_000), ("m", 60_000_000_000), ("h", 3_600_000_000_000), ("d", 86_400_000_000_000)];
+const DURATION_UNITS: &[(&str, u64)] = &[
+    ("ms", 1_000_000),
+    ("s", 1_000_000_000),
+    ("m", 60_000_000_000),
+    ("h", 3_600_000_000_000),
+    ("d", 86_400_000_000_000),
+];
 
 const SIZE_UNITS: &[(&str, u64)] = &[
     ("B", 1),
@@ -172,7 +177,9 @@ mod tests {
         assert_eq!(parsed("1.5s"), Some(Duration::from_millis(1500)));
         assert_eq!(parsed("2h"), Some(Duration::from_hours(2)));
         assert_eq!(parsed("1d"), Some(Duration::from_hours(24)));
-        for wrong in ["", "10", "s", "-1s", "1 0s", "1.2.3s", "1.2345s", "10sec", "1e3s", "99999999999999999999s", ".5s"] {
+        for wrong in
+            ["", "10", "s", "-1s", "1 0s", "1.2.3s", "1.2345s", "10sec", "1e3s", "99999999999999999999s", ".5s"]
+        {
             assert_eq!(parsed(wrong), None, "{wrong}");
         }
     }

@@ -250,10 +250,7 @@ pub(crate) mod tests {
         assert_eq!(mistake("k: a ${NONE} b"), one("${NONE}", "the variable `NONE` is not set"));
         assert_eq!(mistake("k: \"\\t${NO NE}\""), one("${NO NE}", "`NO NE` is not the name of a variable"));
         assert_eq!(mistake("k: a ${A"), one("${A", "`${` is never closed"));
-        assert_eq!(
-            mistake("k: ${file:/none}"),
-            one("${file:/none}", "the file `/none` cannot be read: no such file")
-        );
+        assert_eq!(mistake("k: ${file:/none}"), one("${file:/none}", "the file `/none` cannot be read: no such file"));
         assert_eq!(mistake("k: ${X}${Y}").len(), 2);
     }
 }

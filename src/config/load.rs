@@ -182,9 +182,7 @@ impl<'a> Loader<'a> {
         }
         let text = Text { value: text, span, offsets };
         let kind = match fill(text, self.environment, &mut self.problems) {
-            Some(filled) => {
-                Kind::Scalar { text: filled.text, style, offsets: filled.offsets, secret: filled.secret }
-            }
+            Some(filled) => Kind::Scalar { text: filled.text, style, offsets: filled.offsets, secret: filled.secret },
             None => Kind::Broken,
         };
         Node { span, kind }
@@ -350,9 +348,7 @@ fn syntax_error(text: &str, error: &ScanError) -> Problem {
         ErrorKind::TabInIndentation
         | ErrorKind::TabInBlockIndentation
         | ErrorKind::TabNotAllowed
-        | ErrorKind::TabAtBlockScalarStart => {
-            problem("a tab cannot indent a line in YAML").help("use spaces")
-        }
+        | ErrorKind::TabAtBlockScalarStart => problem("a tab cannot indent a line in YAML").help("use spaces"),
         _ if line[..line.len() - line.trim_start().len()].contains('\t') => {
             problem("a tab cannot indent a line in YAML").help("use spaces")
         }
@@ -363,8 +359,9 @@ fn syntax_error(text: &str, error: &ScanError) -> Problem {
             .help("put a text that holds `: ` in quotes, and check that the keys of a map start in one column"),
         _ if line.contains("${") && line.contains(['{', '[']) => problem(&format!("invalid YAML: {}", error.kind()))
             .help("inside `{ }` and `[ ]`, put `${…}` in quotes: `\"${NAME}\"`"),
-        ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => problem("expected a `:` behind this key")
-            .help("a key and its value are written `key: value`, with a space"),
+        ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
+            problem("expected a `:` behind this key").help("a key and its value are written `key: value`, with a space")
+        }
         ErrorKind::ExpectedBlockMappingKey | ErrorKind::InvalidIndentation => {
             problem("expected a key in the column of the keys above").help("check how the line is indented")
         }
@@ -394,7 +391,10 @@ mod tests {
     fn each_document_is_a_pipeline() {
         let (documents, problems) = loaded("# only a comment\n---\na: 1\n---\n---\nb: 2\n...\n");
         assert_eq!(problems, []);
-        assert_eq!(documents.iter().map(|document| (document.index, document.count)).collect::<Vec<_>>(), [(0, 2), (1, 2)]);
+        assert_eq!(
+            documents.iter().map(|document| (document.index, document.count)).collect::<Vec<_>>(),
+            [(0, 2), (1, 2)]
+        );
         assert!(documents[1].root.get("b").is_some());
     }
 
@@ -447,7 +447,8 @@ mod tests {
         for text in ["[".repeat(100_000), "{a: ".repeat(5000), "- ".repeat(5000), "? ".repeat(5000)] {
             assert_eq!(messages(&text).len(), 1);
         }
-        let mut deep = String::from("a: &a [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[x]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]\nb: ");
+        let mut deep =
+            String::from("a: &a [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[x]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]\nb: ");
         deep.push_str(&"[".repeat(40));
         deep.push_str("*a");
         deep.push_str(&"]".repeat(40));
@@ -468,10 +469,39 @@ mod tests {
     /// Fragments that make YAML of every kind, right and wrong.
     fn yaml() -> impl Strategy<Value = String> {
         let piece = prop_oneof![
-            Just("a: "), Just("b:\n"), Just("\n  "), Just("\n"), Just("- "), Just("["), Just("]"), Just("{"), Just("}"),
-            Just(", "), Just("\"x\\t"), Just("\""), Just("'"), Just("|\n  "), Just(">-\n "), Just("${V}"), Just("${"),
-            Just("${N:-d}"), Just("$${"), Just("&x "), Just("*x"), Just("---\n"), Just("...\n"), Just("\t"), Just("# c\n"),
-            Just("é😀"), Just("!t "), Just("<<: "), Just("? "), Just("~"), Just("\\u00e9"), Just("\r\n"), Just("%YAML 1.2\n")
+            Just("a: "),
+            Just("b:\n"),
+            Just("\n  "),
+            Just("\n"),
+            Just("- "),
+            Just("["),
+            Just("]"),
+            Just("{"),
+            Just("}"),
+            Just(", "),
+            Just("\"x\\t"),
+            Just("\""),
+            Just("'"),
+            Just("|\n  "),
+            Just(">-\n "),
+            Just("${V}"),
+            Just("${"),
+            Just("${N:-d}"),
+            Just("$${"),
+            Just("&x "),
+            Just("*x"),
+            Just("---\n"),
+            Just("...\n"),
+            Just("\t"),
+            Just("# c\n"),
+            Just("é😀"),
+            Just("!t "),
+            Just("<<: "),
+            Just("? "),
+            Just("~"),
+            Just("\\u00e9"),
+            Just("\r\n"),
+            Just("%YAML 1.2\n")
         ];
         proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
     }
@@ -481,7 +511,10 @@ mod tests {
         match &node.kind {
             Kind::Scalar { text: value, offsets, .. } => {
                 assert!(offsets.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1), "{offsets:?}");
-                assert!(offsets.iter().all(|pair| pair.0 <= value.len() && text.is_char_boundary(pair.1)), "{offsets:?}");
+                assert!(
+                    offsets.iter().all(|pair| pair.0 <= value.len() && text.is_char_boundary(pair.1)),
+                    "{offsets:?}"
+                );
             }
             Kind::List(items) => items.iter().for_each(|item| is_sound(text, item)),
             Kind::Map(entries) => {
