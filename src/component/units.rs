@@ -75,7 +75,7 @@ impl fmt::Display for HumanDuration {
         if nanos == 0 {
             return f.write_str("0s");
         }
-        match DURATION_UNITS.iter().rev().find(|(_, factor)| nanos % u128::from(*factor) == 0) {
+        match DURATION_UNITS.iter().rev().find(|(_, factor)| nanos.is_multiple_of(u128::from(*factor))) {
             Some((unit, factor)) => write!(f, "{}{unit}", nanos / u128::from(*factor)),
             None => write!(f, "{:?}", self.0),
         }
@@ -85,7 +85,7 @@ impl fmt::Display for HumanDuration {
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let binary = SIZE_UNITS.iter().rev().filter(|(unit, _)| unit.contains('i'));
-        match binary.into_iter().find(|(_, factor)| self.0 >= *factor && self.0 % factor == 0) {
+        match binary.into_iter().find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor)) {
             Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
             None => write!(f, "{}B", self.0),
         }

@@ -197,22 +197,30 @@ pub(crate) mod tests {
         }
     }
 
-    fn filled(file: &str) -> Result<(String, bool, Vec<String>), Vec<(String, String)>> {
-        let environment =
-            Variables::of([("A", "alpha"), ("EMPTY", ""), ("TREE", "{ x: [1] }\n- y"), ("/run/key", "s3cret")]);
-        let source = Arc::new(SourceFile { path: "a.yaml".into(), text: file.to_owned() });
-        let (documents, problems) = load(source, &environment);
-        if !problems.is_empty() {
-            let quoted = |problem: &Problem| (file[problem.span.range()].to_owned(), problem.message.clone());
-            return Err(problems.iter().map(quoted).collect());
-        }
-        let node = documents[0].root.get("k").unwrap();
-        let Kind::Scalar { text, secret, .. } = &node.kind else { panic!("no scalar: {node:?}") };
-        Ok((text.clone(), *secret, substituted(node, file).into_iter().map(str::to_owned).collect()))
+    /// The scalar under `k`.
+    fn filled(file: &str) -> Node {
+        let (documents, problems) = load(source(file), &environment());
+        assert_eq!(problems, []);
+        documents[0].root.get("k").unwrap().clone()
+    }
+
+    /// The text that each mistake underlines, and its words.
+    fn mistakes(file: &str) -> Vec<(String, String)> {
+        let problems = load(source(file), &environment()).1;
+        problems.into_iter().map(|problem| (file[problem.span.range()].to_owned(), problem.message)).collect()
+    }
+
+    fn environment() -> Variables {
+        Variables::of([("A", "alpha"), ("EMPTY", ""), ("TREE", "{ x: [1] }\n- y"), ("/run/key", "s3cret")])
+    }
+
+    fn source(file: &str) -> Arc<SourceFile> {
+        Arc::new(SourceFile { path: "a.yaml".into(), text: file.to_owned() })
     }
 
     fn text(file: &str) -> String {
-        filled(file).unwrap().0
+        let Kind::Scalar { text, .. } = filled(file).kind else { panic!("no scalar") };
+        text
     }
 
     #[test]
@@ -239,18 +247,18 @@ pub(crate) mod tests {
 
     #[test]
     fn what_came_from_outside_is_known() {
-        assert_eq!(filled("k: a ${A} b ${file:/run/key}").unwrap().2, ["alpha", "s3cret"]);
-        assert!(!filled("k: ${NONE:-x}").unwrap().1);
+        let file = "k: a ${A} b ${file:/run/key}";
+        assert_eq!(substituted(&filled(file), file), ["alpha", "s3cret"]);
+        assert!(filled(file).is_secret() && !filled("k: ${NONE:-x}").is_secret());
     }
 
     #[test]
     fn mistakes_are_placed_at_the_substitution() {
-        let mistake = |file| filled(file).unwrap_err();
         let one = |place: &str, message: &str| vec![(place.to_owned(), message.to_owned())];
-        assert_eq!(mistake("k: a ${NONE} b"), one("${NONE}", "the variable `NONE` is not set"));
-        assert_eq!(mistake("k: \"\\t${NO NE}\""), one("${NO NE}", "`NO NE` is not the name of a variable"));
-        assert_eq!(mistake("k: a ${A"), one("${A", "`${` is never closed"));
-        assert_eq!(mistake("k: ${file:/none}"), one("${file:/none}", "the file `/none` cannot be read: no such file"));
-        assert_eq!(mistake("k: ${X}${Y}").len(), 2);
+        assert_eq!(mistakes("k: a ${NONE} b"), one("${NONE}", "the variable `NONE` is not set"));
+        assert_eq!(mistakes("k: \"\\t${NO NE}\""), one("${NO NE}", "`NO NE` is not the name of a variable"));
+        assert_eq!(mistakes("k: a ${A"), one("${A", "`${` is never closed"));
+        assert_eq!(mistakes("k: ${file:/none}"), one("${file:/none}", "the file `/none` cannot be read: no such file"));
+        assert_eq!(mistakes("k: ${X}${Y}").len(), 2);
     }
 }

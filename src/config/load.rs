@@ -19,6 +19,8 @@ use crate::component::{Problem, Span, Text};
 const DEEPEST: usize = 64;
 /// What all trees of a file may take in memory, with what aliases and variables add.
 const LARGEST: usize = 64 << 20;
+/// More mistakes in one file help nobody.
+const MOST_PROBLEMS: usize = 100;
 
 /// Reads all documents of a file. Values with mistakes are [`Kind::Broken`]; a document that is no YAML is left out.
 #[must_use]
@@ -34,7 +36,7 @@ pub fn load(file: Arc<SourceFile>, environment: &dyn Environment) -> (Vec<Docume
         );
     }
     let count = roots.len();
-    let document = |(index, root)| Document { file: Arc::clone(&file), index, count, root };
+    let document = move |(index, root)| Document { file: Arc::clone(&file), index, count, root };
     (roots.into_iter().enumerate().map(document).collect(), problems)
 }
 
@@ -110,6 +112,9 @@ impl<'a> Loader<'a> {
                     Err(GiveUp)
                 }
             };
+            if self.problems.len() >= MOST_PROBLEMS {
+                return roots;
+            }
             if step.is_err() {
                 self.forget();
                 match parser.proceed_next_document() {
@@ -130,15 +135,20 @@ impl<'a> Loader<'a> {
     fn event(&mut self, event: Event<'_>, span: granit_parser::Span) -> Result<(), GiveUp> {
         let bytes = span.byte_range().unwrap_or_default();
         let place = Span { start: bytes.start, end: bytes.end };
+        let is_tagged = event.tag().is_some();
         if let Some(tag) = event.tag() {
             let at = span.tag_span().and_then(|tag| tag.byte_range());
             let at = at.map_or(place, |range| Span { start: range.start, end: range.end });
             let words = format!("the tag `{}` is not supported", tag.original());
-            self.problems.push(Problem::error(at, words).help("remove it: a field knows what it takes"));
+            self.problems.push(Problem::error(at, words).help("put a text that begins with `!` in quotes"));
         }
         match event {
             Event::Scalar(value, style, anchor, _) => {
-                let node = self.scalar(&value, style, place);
+                let node = if is_tagged {
+                    Node { span: place, kind: Kind::Broken }
+                } else {
+                    self.scalar(&value, style, place)
+                };
                 self.put(node, anchor)
             }
             Event::SequenceStart(_, anchor, _) => self.begin(place, anchor, Content::List(Vec::new())),
@@ -357,13 +367,21 @@ fn syntax_error(text: &str, error: &ScanError) -> Problem {
         ErrorKind::RecursionLimitExceeded => too_deep(Span { start, end }),
         ErrorKind::MappingValueNotAllowed => problem("a `:` that begins a value is not allowed here")
             .help("put a text that holds `: ` in quotes, and check that the keys of a map start in one column"),
-        _ if line.contains("${") && line.contains(['{', '[']) => problem(&format!("invalid YAML: {}", error.kind()))
-            .help("inside `{ }` and `[ ]`, put `${…}` in quotes: `\"${NAME}\"`"),
+        // In a flow, the `{` of a substitution begins a map.
+        _ if text[..start].ends_with('$') && text[start..].starts_with('{') => {
+            let length = text[start..].find(['}', '\n']).map_or(1, |end| end + 1);
+            let end = start + text[start..start + length].trim_end().len();
+            Problem::error(Span { start: start - 1, end }, "`${…}` must be in quotes inside `{ }` and `[ ]`")
+                .help(format!("write `\"{}\"`", &text[start - 1..end]))
+        }
         ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
             problem("expected a `:` behind this key").help("a key and its value are written `key: value`, with a space")
         }
         ErrorKind::ExpectedBlockMappingKey | ErrorKind::InvalidIndentation => {
             problem("expected a key in the column of the keys above").help("check how the line is indented")
+        }
+        ErrorKind::UnexpectedCharacter { character } => {
+            problem(&format!("a value cannot begin with `{character}`")).help("put it in quotes, or in a block (`|`)")
         }
         kind => problem(&format!("invalid YAML: {kind}")),
     }
@@ -425,7 +443,7 @@ mod tests {
 
     #[test]
     fn aliases_repeat_a_value() {
-        let (documents, problems) = loaded("a: &x { b: ${V} }\nc: *x\n");
+        let (documents, problems) = loaded("a: &x { b: \"${V}\" }\nc: *x\n");
         assert_eq!(problems, []);
         assert_eq!(documents[0].root.get("c").unwrap().get("b").unwrap().text(), Some("value"));
         assert_eq!(messages("a: *nope\n"), ["there is no anchor `&nope` above this alias"]);
@@ -460,6 +478,7 @@ mod tests {
         assert_eq!(messages("a:\n\tb: 1\n"), ["a tab cannot indent a line in YAML"]);
         assert_eq!(messages("a: \"x\n"), ["a quote is never closed"]);
         assert_eq!(messages("a: { b: 1\n"), ["`{` is never closed"]);
+        assert_eq!(messages("a: { b: ${V} }\n"), ["`${…}` must be in quotes inside `{ }` and `[ ]`"]);
         assert_eq!(messages("? [1]\n: 2\n"), ["a key must be text"]);
         assert_eq!(messages("a: !!str 1\n"), ["the tag `!!str` is not supported"]);
         assert_eq!(messages("a: { <<: 1 }\n"), ["merge keys are not supported"]);
@@ -531,7 +550,9 @@ mod tests {
         #[test]
         fn no_text_is_too_much_and_all_places_are_in_the_file(text in prop_oneof![yaml(), any::<String>()]) {
             let (documents, problems) = loaded(&text);
-            documents.iter().for_each(|document| is_sound(&text, &document.root));
+            for document in &documents {
+                is_sound(&text, &document.root);
+            }
             for problem in problems {
                 prop_assert!(text.get(problem.span.range()).is_some(), "{problem:?} of {text:?}");
             }

@@ -12,10 +12,14 @@ use std::time::Duration;
 use config::{Config, Environment, File, FileFormat, Source, Value, ValueKind};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use crate::component::{ByteSize, HumanDuration, nearest};
 use crate::observe::logs::LogStyle;
 
 /// What the variables of the settings begin with.
 const PREFIX: &str = "WEIR_";
+
+/// A pipeline with less holds hardly a batch.
+const SMALLEST_MEMORY: ByteSize = ByteSize(1 << 20);
 
 /// All settings, in the order in which the documents list them.
 const KEYS: &[&str] = &["data_dir", "memory", "grace", "instance", "admin.listen", "log.level", "log.format"];
@@ -186,10 +190,8 @@ fn variable(key: &str) -> String {
 fn unknown(place: &Place<'_>) -> String {
     // A single underscore where two belong is the likeliest slip, and no distance of its own.
     let flat = |key: &str| key.replace(['.', '_'], "");
-    let nearest = KEYS.iter().find(|known| flat(known) == flat(place.key)).or_else(|| {
-        let distance = |known: &&&str| strsim::damerau_levenshtein(known, place.key);
-        KEYS.iter().min_by_key(distance).filter(|known| distance(known) <= 3)
-    });
+    let same = KEYS.iter().copied().find(|known| flat(known) == flat(place.key));
+    let nearest = same.or_else(|| nearest(place.key, KEYS.iter().copied()));
     let spell = |key: &str| if place.from_file { key.to_owned() } else { variable(key) };
     let help = match nearest {
         Some(nearest) => format!("did you mean `{}`?", spell(nearest)),
@@ -234,42 +236,19 @@ fn scalar(value: ValueKind) -> Result<Option<String>, String> {
 }
 
 fn bytes(text: &str) -> Result<u64, String> {
-    let (number, unit) = split_unit(text);
-    let expected = || format!("expected a size such as `64MiB`, found `{text}`");
-    let number = u64::from_str(number).map_err(|_| expected())?;
-    let shift = match unit {
-        "" | "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return Err(format!("`{unit}` is no unit of size; use B, KiB, MiB or GiB, as in `64MiB`")),
-    };
-    number
-        .checked_mul(1 << shift)
-        .filter(|bytes| *bytes >= 1 << 20)
-        .ok_or_else(|| format!("expected at least `1MiB`, found `{text}`"))
+    let ByteSize(bytes) =
+        ByteSize::parse(text).ok_or_else(|| format!("expected a size such as `64MiB`, found `{text}`"))?;
+    if bytes < SMALLEST_MEMORY.0 {
+        return Err(format!("expected at least `{SMALLEST_MEMORY}`, found `{text}`"));
+    }
+    Ok(bytes)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let (number, unit) = split_unit(text);
-    let expected = || format!("expected a duration such as `30s`, found `{text}`");
-    let number = u64::from_str(number).map_err(|_| expected())?;
-    let scale = match unit {
-        "ms" => return Ok(Duration::from_millis(number)),
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "" => return Err(format!("`{text}` has no unit; use ms, s, m or h, as in `30s`")),
-        _ => return Err(format!("`{unit}` is no unit of time; use ms, s, m or h, as in `30s`")),
-    };
-    number.checked_mul(scale).map(Duration::from_secs).ok_or_else(expected)
-}
-
-/// A number and what follows it.
-fn split_unit(text: &str) -> (&str, &str) {
-    let end = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    (number, unit.trim())
+    let duration = HumanDuration::parse(text);
+    duration.map(|HumanDuration(duration)| duration).ok_or_else(|| {
+        format!("expected a duration with its unit (`ms`, `s`, `m`, `h` or `d`), such as `30s`, found `{text}`")
+    })
 }
 
 fn instance(text: String) -> Result<String, String> {
@@ -394,7 +373,8 @@ log: { level: 'warn,weir::topology=debug', format: json }
                 "weir.yaml: `admin.port`: there is no such setting; known are data_dir, memory, grace, instance, \
                  admin.listen, log.level, log.format",
                 "weir.yaml: `data_dirs`: there is no such setting; did you mean `data_dir`?",
-                "weir.yaml: `grace`: `30` has no unit; use ms, s, m or h, as in `30s`",
+                "weir.yaml: `grace`: expected a duration with its unit (`ms`, `s`, `m`, `h` or `d`), such as `30s`, found \
+                 `30`",
                 "WEIR_INSTANCE: expected at most 100 letters, digits, `.`, `_` and `-`, found `a b`",
                 "WEIR_LOG__FORMAT: expected `text` or `json`, found `xml`",
                 "WEIR_LOG_LEVEL: there is no such setting; did you mean `WEIR_LOG__LEVEL`?",
@@ -406,12 +386,12 @@ log: { level: 'warn,weir::topology=debug', format: json }
     #[test]
     fn values_of_the_wrong_kind_are_refused() {
         for (yaml, part) in [
-            ("memory: 64MB", "`MB` is no unit of size"),
+            ("memory: 64M", "expected a size such as `64MiB`, found `64M`"),
             ("memory: lots", "expected a size such as `64MiB`, found `lots`"),
             ("memory: -5", "expected a size such as `64MiB`, found `-5`"),
             ("memory: 1KiB", "expected at least `1MiB`"),
-            ("memory: 99999999999GiB", "expected at least `1MiB`"),
-            ("grace: 5y", "`y` is no unit of time"),
+            ("memory: 99999999999GiB", "expected a size"),
+            ("grace: 5y", "expected a duration with its unit"),
             ("log: { level: loud }", "found `loud`"),
             ("log: { level: 'info,weir=3' }", "found `weir=3`"),
             ("data_dir: [a]", "expected a single value, found a list"),

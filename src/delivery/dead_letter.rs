@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::record::{Batch, BatchBuilder, Draft, Header, Headers, HeadersBuilder, Record, Rejected};
+use crate::record::{Batch, BatchBuilder, BodyFormat, Draft, Header, Headers, HeadersBuilder, Record, Rejected};
 
 /// The prefix of the headers that Weir adds to a dead letter.
 pub const HEADER_PREFIX: &str = "weir-";
@@ -54,6 +54,7 @@ impl DeadLetterForm {
             }
             shorter.push_copy(Draft {
                 body: &body[..body.len().min(most)],
+                format: BodyFormat::Verbatim,
                 key: letters.key(record),
                 headers: headers.encoded(),
                 timestamp: record.timestamp,
@@ -82,7 +83,7 @@ impl DeadLetterForm {
             let body = one.batch.body(record);
             let key = one.batch.key(record);
             let facts = self.facts(stage, one, record.offset);
-            let (timestamp, offset) = (record.timestamp, record.offset);
+            let (format, timestamp, offset) = (BodyFormat::Verbatim, record.timestamp, record.offset);
             if self.headers {
                 let mut headers = HeadersBuilder::default();
                 for Header { name, value } in one.batch.headers(record) {
@@ -91,7 +92,7 @@ impl DeadLetterForm {
                 for (name, value) in &facts {
                     headers.push(format!("{HEADER_PREFIX}{name}").as_bytes(), Some(value.as_bytes()));
                 }
-                letters.push_copy(Draft { body, key, headers: headers.encoded(), timestamp, offset });
+                letters.push_copy(Draft { body, format, key, headers: headers.encoded(), timestamp, offset });
             } else {
                 let mut object = Map::new();
                 object.extend(facts.into_iter().map(|(name, value)| (name.to_owned(), value.into())));
@@ -100,7 +101,7 @@ impl DeadLetterForm {
                 headers_of(&mut object, one.batch.headers(record));
                 text_or_bytes(&mut object, "body", Some(body));
                 let envelope = Value::Object(object).to_string();
-                letters.push_copy(Draft { body: envelope.as_bytes(), key, headers: &[], timestamp, offset });
+                letters.push_copy(Draft { body: envelope.as_bytes(), format, key, headers: &[], timestamp, offset });
             }
         }
     }

@@ -7,6 +7,7 @@ pub mod json;
 mod partition;
 mod rejected;
 
+pub(crate) use batch::index_u32;
 pub use batch::{Batch, BatchBuilder, BodyFormat, ByteRange, Draft, Field, FieldRange, Record, Timestamp};
 pub use headers::{Header, Headers, HeadersBuilder};
 pub use partition::{Partition, Position};

@@ -1,6 +1,14 @@
 //! The table of sinks: one row and one file for each kind.
 
+mod blackhole;
+mod file;
+mod stdout;
+
 use crate::component::SinkSpec;
 
 /// All kinds of sinks, by name.
-pub const SINKS: &[SinkSpec] = &[];
+pub const SINKS: &[SinkSpec] = &[
+    SinkSpec::of::<blackhole::BlackholeConfig>(),
+    SinkSpec::of::<file::FileConfig>(),
+    SinkSpec::of::<stdout::StdoutConfig>(),
+];

@@ -3,7 +3,7 @@
 use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess, VariantAccess, Visitor};
 
-use super::Error;
+use super::error::Error;
 use crate::component::spanned::TEXT;
 
 /// Gives any type a value that is likely to be accepted, so that a round goes on behind a mistake.

@@ -37,6 +37,7 @@ pub(super) fn plan(name: &str, world: &Arc<World>, scenario: &Scenario) -> Plan 
         name: name.into(),
         file: PathBuf::new(),
         guarantee: if transactional { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
+        paths: Vec::new(),
         transactional,
         commit_interval: Duration::from_millis(500),
         lanes: scenario.lanes,

@@ -5,19 +5,19 @@
 //! that is wrong, or of the one that is missing, until a round passes. A value that was made with a
 //! stand-in is thrown away. Unknown keys are seen before serde sees them, and are left out.
 
+mod access;
+mod error;
 mod stand_in;
+mod words;
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
-use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::value::StrDeserializer;
-use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, EnumAccess, Expected, IntoDeserializer, MapAccess, SeqAccess, Unexpected,
-    VariantAccess, Visitor,
-};
+use serde::de::{self, DeserializeOwned, DeserializeSeed, Visitor};
 
+use self::access::{Entries, Items, Place, Variant};
+use self::error::{Error, Fault, Inner, Raised, State, address};
 use self::stand_in::StandIn;
+use self::words::{missing_field, one_of, shows_secret, unknown_key};
 use super::nearest::nearest;
 use super::node::{Key, Kind, Node, Style, Typed};
 use super::problem::{Problem, Span};
@@ -42,7 +42,7 @@ pub fn read_at<T: DeserializeOwned>(node: &Node, key: Span) -> Result<T, Vec<Pro
     let state = State::default();
     for _ in 0..MOST_ROUNDS {
         state.used.set(0);
-        match T::deserialize(At { node, key, state: &state }) {
+        match (At { node, key, state: &state }).seed(PhantomData) {
             Ok(value) if state.used.get() == 0 && state.problems.borrow().is_empty() => return Ok(value),
             Ok(_) => break,
             Err(error) => {
@@ -55,133 +55,6 @@ pub fn read_at<T: DeserializeOwned>(node: &Node, key: Span) -> Result<T, Vec<Pro
     Err(state.problems.into_inner())
 }
 
-/// What is known after some rounds.
-#[derive(Default)]
-struct State {
-    problems: RefCell<Vec<Problem>>,
-    /// What is not read again, since its mistake was reported.
-    faults: RefCell<HashSet<Fault>>,
-    /// Unknown keys that were reported, by address, and the field that each was probably meant to be.
-    unknown: RefCell<HashSet<(usize, Option<String>)>>,
-    /// How often a stand-in was used in this round.
-    used: Cell<usize>,
-}
-
-/// What is wrong. Nodes and keys are known by their address: the tree does not move while it is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Fault {
-    /// A value: a stand-in takes its place.
-    Value(usize),
-    /// An entry of a map: it is left out.
-    Entry(usize),
-    /// A field that is not there: a stand-in takes its place.
-    Missing(usize, &'static str),
-}
-
-impl State {
-    fn has(&self, fault: Fault) -> bool {
-        self.faults.borrow().contains(&fault)
-    }
-
-    fn count_stand_in(&self) {
-        self.used.set(self.used.get() + 1);
-    }
-
-    /// Remembers a mistake. False if another round would meet the same one.
-    fn absorb(&self, error: Error) -> bool {
-        let Inner::Placed { fault, problem } = *error.0 else { return false };
-        self.problems.borrow_mut().extend(problem);
-        self.faults.borrow_mut().insert(fault)
-    }
-}
-
-fn address<T>(of: &T) -> usize {
-    std::ptr::from_ref(of) as usize
-}
-
-#[derive(Debug)]
-struct Error(Box<Inner>);
-
-#[derive(Debug)]
-enum Inner {
-    /// Raised by a visitor. The value around it is at fault.
-    Raised(Raised),
-    /// It is known what is at fault. Without a problem if it was reported before, or follows from one that was.
-    Placed { fault: Fault, problem: Option<Problem> },
-    /// A stand-in was refused. Whatever is around it must be replaced.
-    StandInRefused,
-}
-
-#[derive(Debug)]
-enum Raised {
-    /// Something else was expected.
-    Expected(String),
-    /// A field is missing.
-    Missing(&'static str),
-    /// A key is unknown.
-    UnknownField(String, &'static [&'static str]),
-    /// A word is none of these.
-    UnknownVariant(String, &'static [&'static str]),
-    /// A type's own words.
-    Words(String),
-}
-
-impl Error {
-    fn raised(raised: Raised) -> Self {
-        Self(Box::new(Inner::Raised(raised)))
-    }
-
-    fn expected(what: impl Into<String>) -> Self {
-        Self::raised(Raised::Expected(what.into()))
-    }
-
-    fn placed(fault: Fault, problem: Option<Problem>) -> Self {
-        Self(Box::new(Inner::Placed { fault, problem }))
-    }
-
-    fn stand_in_refused() -> Self {
-        Self(Box::new(Inner::StandInRefused))
-    }
-
-    fn is_stand_in_refused(&self) -> bool {
-        matches!(*self.0, Inner::StandInRefused)
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a mistake in a config")
-    }
-}
-
-impl std::error::Error for Error {}
-
-impl de::Error for Error {
-    fn custom<T: fmt::Display>(words: T) -> Self {
-        Self::raised(Raised::Words(words.to_string()))
-    }
-
-    fn invalid_type(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::expected(expected.to_string())
-    }
-
-    fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::expected(expected.to_string())
-    }
-
-    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::raised(Raised::UnknownVariant(variant.to_owned(), expected))
-    }
-
-    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self::raised(Raised::UnknownField(field.to_owned(), expected))
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        Self::raised(Raised::Missing(field))
-    }
-}
-
 /// A node, as a deserializer.
 #[derive(Clone, Copy)]
 struct At<'a> {
@@ -192,6 +65,22 @@ struct At<'a> {
 }
 
 impl<'a> At<'a> {
+    /// Reads what a seed makes of the node. A type may refuse it after the last of its parts was read.
+    fn seed<'de, T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
+        let before = self.state.used.get();
+        seed.deserialize(self).map_err(|error| {
+            if self.is_replaced() {
+                Error::stand_in_refused()
+            } else {
+                self.blame(error, self.state.used.get() > before)
+            }
+        })
+    }
+
+    fn is_replaced(self) -> bool {
+        self.node.kind == Kind::Broken || self.state.has(Fault::Value(address(self.node)))
+    }
+
     /// Reads the node, or its stand-in if a mistake in it was reported.
     fn with<'de, V: Visitor<'de>>(
         self,
@@ -199,7 +88,7 @@ impl<'a> At<'a> {
         read: impl FnOnce(Self, V) -> Result<V::Value, Error>,
         stand_in: impl FnOnce(StandIn, V) -> Result<V::Value, Error>,
     ) -> Result<V::Value, Error> {
-        if self.node.kind == Kind::Broken || self.state.has(Fault::Value(address(self.node))) {
+        if self.is_replaced() {
             self.state.count_stand_in();
             return stand_in(StandIn::new(), visitor).map_err(|_| Error::stand_in_refused());
         }
@@ -349,53 +238,31 @@ impl<'a> At<'a> {
         known
     }
 
+    fn read_enum<'de, V: Visitor<'de>>(self, variants: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
+        let unknown = |name: &str| Error::raised(Raised::UnknownVariant(name.to_owned(), variants));
+        if let Kind::Map(entries) = &self.node.kind {
+            let [(key, value)] = entries.as_slice() else {
+                return Err(Error::expected(format!("{}, and only one", one_of(variants))));
+            };
+            if !variants.contains(&key.name.as_str()) {
+                return Err(unknown(&key.name));
+            }
+            let content = At { node: value, key: key.span, state: self.state };
+            return visitor.visit_enum(Variant { name: &key.name, at: self, content: Some(content) });
+        }
+        let name = self.scalar(&one_of(variants))?;
+        if variants.contains(&name) {
+            visitor.visit_enum(Variant { name, at: self, content: None })
+        } else {
+            Err(unknown(name))
+        }
+    }
+
     fn read_struct<'de, V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
         let known = self.known(self.entries()?, fields);
         let node = address(self.node);
         let missing = fields.iter().copied().filter(|field| self.state.has(Fault::Missing(node, field))).collect();
         visitor.visit_map(Entries { at: self, known, next: 0, missing, value: None })
-    }
-}
-
-fn missing_field(key: Span, field: &str) -> Problem {
-    Problem::error(key, format!("the field `{field}` is missing")).help(format!("add `{field}: …` here"))
-}
-
-fn unknown_key(key: &Key, fields: &[&str]) -> Problem {
-    let problem = Problem::error(key.span, format!("unknown field `{}`", key.name))
-        .help_if(nearest(&key.name, fields.iter().copied()), |near| format!("did you mean `{near}`?"));
-    match fields {
-        [] => problem.help("there are no fields here"),
-        [only] => problem.help(format!("the only field is `{only}`")),
-        _ => problem.help(format!("the fields are {}", list(fields))),
-    }
-}
-
-fn list(names: &[&str]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
-}
-
-fn one_of(variants: &[&str]) -> String {
-    match variants {
-        [only] => format!("`{only}`"),
-        _ => format!("one of {}", list(variants)),
-    }
-}
-
-/// Whether a message holds the text of a substituted value of this tree.
-fn shows_secret(node: &Node, words: &str) -> bool {
-    match &node.kind {
-        Kind::Scalar { text, secret: true, .. } => !text.is_empty() && (node.is_secret() || words.contains(text)),
-        Kind::Scalar { .. } | Kind::Broken => false,
-        Kind::List(items) => items.iter().any(|item| holds_secret(item, words)),
-        Kind::Map(entries) => entries.iter().any(|(_, value)| holds_secret(value, words)),
-    }
-}
-
-fn holds_secret(node: &Node, words: &str) -> bool {
-    match &node.kind {
-        Kind::Scalar { text, secret: true, .. } => !text.is_empty() && words.contains(text.as_str()),
-        _ => shows_secret(node, words),
     }
 }
 
@@ -405,10 +272,10 @@ macro_rules! integers {
             self.with(
                 visitor,
                 |at, visitor| {
-                    let value = at.integer(<$type>::MIN as i128, <$type>::MAX as i128)?;
+                    let value = at.integer(<$type>::MIN.into(), <$type>::MAX.into())?;
                     visitor.$visit(<$type>::try_from(value).map_err(|_| Error::expected("a whole number"))?)
                 },
-                |stand_in, visitor| stand_in.$method(visitor),
+                de::Deserializer::$method,
             )
         }
     )*};
@@ -438,7 +305,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
                     }
                 }
             },
-            |stand_in, visitor| stand_in.deserialize_any(visitor),
+            de::Deserializer::deserialize_any,
         )
     }
 
@@ -449,7 +316,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
                 Typed::Bool(value) => visitor.visit_bool(value),
                 _ => Err(Error::expected("`true` or `false`")),
             },
-            |stand_in, visitor| stand_in.deserialize_bool(visitor),
+            de::Deserializer::deserialize_bool,
         )
     }
 
@@ -464,11 +331,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
     }
 
     fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.with(
-            visitor,
-            |at, visitor| visitor.visit_f64(at.float()?),
-            |stand_in, visitor| stand_in.deserialize_f64(visitor),
-        )
+        self.with(visitor, |at, visitor| visitor.visit_f64(at.float()?), de::Deserializer::deserialize_f64)
     }
 
     fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -481,16 +344,12 @@ impl<'de> de::Deserializer<'de> for At<'_> {
                     _ => Err(Error::expected("a single character")),
                 }
             },
-            |stand_in, visitor| stand_in.deserialize_char(visitor),
+            de::Deserializer::deserialize_char,
         )
     }
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.with(
-            visitor,
-            |at, visitor| visitor.visit_str(at.scalar("text")?),
-            |stand_in, visitor| stand_in.deserialize_str(visitor),
-        )
+        self.with(visitor, |at, visitor| visitor.visit_str(at.scalar("text")?), de::Deserializer::deserialize_str)
     }
 
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -501,7 +360,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         self.with(
             visitor,
             |at, visitor| visitor.visit_bytes(at.scalar("text")?.as_bytes()),
-            |stand_in, visitor| stand_in.deserialize_bytes(visitor),
+            de::Deserializer::deserialize_bytes,
         )
     }
 
@@ -513,7 +372,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         self.with(
             visitor,
             |at, visitor| if at.node.is_null() { visitor.visit_none() } else { visitor.visit_some(at) },
-            |stand_in, visitor| stand_in.deserialize_option(visitor),
+            de::Deserializer::deserialize_option,
         )
     }
 
@@ -521,7 +380,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         self.with(
             visitor,
             |at, visitor| if at.node.is_null() { visitor.visit_unit() } else { Err(Error::expected("nothing")) },
-            |stand_in, visitor| stand_in.deserialize_unit(visitor),
+            de::Deserializer::deserialize_unit,
         )
     }
 
@@ -541,7 +400,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         self.with(
             visitor,
             |at, visitor| visitor.visit_seq(Items { items: at.items()?.iter(), state: at.state }),
-            |stand_in, visitor| stand_in.deserialize_seq(visitor),
+            de::Deserializer::deserialize_seq,
         )
     }
 
@@ -572,7 +431,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
                 let known = at.entries()?.iter().collect();
                 visitor.visit_map(Entries { at, known, next: 0, missing: Vec::new(), value: None })
             },
-            |stand_in, visitor| stand_in.deserialize_map(visitor),
+            de::Deserializer::deserialize_map,
         )
     }
 
@@ -600,23 +459,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
     ) -> Result<V::Value, Error> {
         self.with(
             visitor,
-            |at, visitor| match &at.node.kind {
-                Kind::Map(entries) => match entries.as_slice() {
-                    [(key, value)] if variants.contains(&key.name.as_str()) => {
-                        let content = At { node: value, key: key.span, state: at.state };
-                        visitor.visit_enum(Variant { name: &key.name, at, content: Some(content) })
-                    }
-                    [(key, _)] => Err(Error::raised(Raised::UnknownVariant(key.name.clone(), variants))),
-                    _ => Err(Error::expected(format!("{}, and only one", one_of(variants)))),
-                },
-                _ => {
-                    let text = at.scalar(&one_of(variants))?;
-                    if !variants.contains(&text) {
-                        return Err(Error::raised(Raised::UnknownVariant(text.to_owned(), variants)));
-                    }
-                    visitor.visit_enum(Variant { name: text, at, content: None })
-                }
-            },
+            |at, visitor| at.read_enum(variants, visitor),
             |stand_in, visitor| stand_in.deserialize_enum(name, variants, visitor),
         )
     }
@@ -627,266 +470,6 @@ impl<'de> de::Deserializer<'de> for At<'_> {
 
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         visitor.visit_unit()
-    }
-}
-
-/// The items of a list.
-struct Items<'a> {
-    items: std::slice::Iter<'a, Node>,
-    state: &'a State,
-}
-
-impl<'de> SeqAccess<'de> for Items<'_> {
-    type Error = Error;
-
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
-        let Some(node) = self.items.next() else { return Ok(None) };
-        seed.deserialize(At { node, key: node.span, state: self.state }).map(Some)
-    }
-
-    fn size_hint(&self) -> Option<usize> {
-        Some(self.items.len())
-    }
-}
-
-/// The entries of a map, and stand-ins for fields that were found missing.
-struct Entries<'a> {
-    at: At<'a>,
-    known: Vec<&'a (Key, Node)>,
-    next: usize,
-    missing: Vec<&'static str>,
-    value: Option<&'a (Key, Node)>,
-}
-
-impl<'de> MapAccess<'de> for Entries<'_> {
-    type Error = Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        while let Some(entry) = self.known.get(self.next).copied() {
-            self.next += 1;
-            let (key, _) = entry;
-            if self.at.state.has(Fault::Entry(address(key))) {
-                self.at.state.count_stand_in();
-                continue;
-            }
-            self.value = Some(entry);
-            return seed.deserialize(InKey { key }).map(Some).map_err(|error| in_key(error, key));
-        }
-        self.value = None;
-        match self.missing.last() {
-            Some(field) => {
-                let field: StrDeserializer<'_, Error> = (*field).into_deserializer();
-                seed.deserialize(field).map(Some)
-            }
-            None => Ok(None),
-        }
-    }
-
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        let state = self.at.state;
-        let Some((key, node)) = self.value else {
-            self.missing.pop();
-            state.count_stand_in();
-            return seed.deserialize(StandIn::new()).map_err(|_| Error::stand_in_refused());
-        };
-        seed.deserialize(At { node, key: key.span, state }).map_err(|error| {
-            // A type that takes no stand-in may have a default, or at least its neighbours are read to their end.
-            let refused = error.is_stand_in_refused() && !state.has(Fault::Entry(address(key)));
-            if refused { Error::placed(Fault::Entry(address(key)), None) } else { error }
-        })
-    }
-}
-
-/// Gives an error in a key its place.
-fn in_key(error: Error, key: &Key) -> Error {
-    let problem = match *error.0 {
-        Inner::Raised(Raised::Expected(expected)) => {
-            Problem::error(key.span, format!("expected {expected}, found `{}`", key.name))
-        }
-        Inner::Raised(Raised::UnknownVariant(found, variants)) => {
-            Problem::error(key.span, format!("expected {}, found `{found}`", one_of(variants)))
-                .help_if(nearest(&found, variants.iter().copied()), |near| format!("did you mean `{near}`?"))
-        }
-        Inner::Raised(Raised::UnknownField(_, fields)) => unknown_key(key, fields),
-        Inner::Raised(Raised::Words(words)) => Problem::error(key.span, words),
-        Inner::Raised(Raised::Missing(_)) | Inner::Placed { .. } | Inner::StandInRefused => return error,
-    };
-    Error::placed(Fault::Entry(address(key)), Some(problem))
-}
-
-/// A key, as a deserializer: text, a number, a word of an enum, or text with its place.
-#[derive(Clone, Copy)]
-struct InKey<'a> {
-    key: &'a Key,
-}
-
-macro_rules! key_integers {
-    ($($method:ident $visit:ident),*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            visitor.$visit(self.key.name.parse().map_err(|_| Error::expected("a whole number"))?)
-        }
-    )*};
-}
-
-impl<'de> de::Deserializer<'de> for InKey<'_> {
-    type Error = Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_str(&self.key.name)
-    }
-
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_some(self)
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_newtype_struct(self)
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        variants: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        if !variants.contains(&self.key.name.as_str()) {
-            return Err(Error::raised(Raised::UnknownVariant(self.key.name.clone(), variants)));
-        }
-        let name: StrDeserializer<'_, Error> = self.key.name.as_str().into_deserializer();
-        visitor.visit_enum(name)
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        _: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        match name {
-            SPANNED => visitor.visit_map(PlaceOfKey { key: self.key, field: 0 }),
-            _ => visitor.visit_str(&self.key.name),
-        }
-    }
-
-    key_integers!(
-        deserialize_i8 visit_i8, deserialize_i16 visit_i16, deserialize_i32 visit_i32, deserialize_i64 visit_i64,
-        deserialize_u8 visit_u8, deserialize_u16 visit_u16, deserialize_u32 visit_u32, deserialize_u64 visit_u64
-    );
-
-    serde::forward_to_deserialize_any! {
-        bool f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map identifier ignored_any
-    }
-}
-
-/// `Spanned` and `Text`: the value and its place, as the fields of a map.
-struct Place<'a> {
-    at: At<'a>,
-    field: usize,
-    fields: &'static [&'static str],
-}
-
-impl<'de> MapAccess<'de> for Place<'_> {
-    type Error = Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        let Some(field) = self.fields.get(self.field) else { return Ok(None) };
-        self.field += 1;
-        let field: StrDeserializer<'_, Error> = (*field).into_deserializer();
-        seed.deserialize(field).map(Some)
-    }
-
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        let Span { start, end } = self.at.node.span;
-        match self.field {
-            1 => seed.deserialize(self.at),
-            2 => seed.deserialize(start.into_deserializer()),
-            3 => seed.deserialize(end.into_deserializer()),
-            _ => {
-                let pairs =
-                    if let Kind::Scalar { offsets, .. } = &self.at.node.kind { offsets.as_slice() } else { &[] };
-                let flat = pairs.iter().flat_map(|&(in_text, in_file)| [in_text, in_file]);
-                seed.deserialize(de::value::SeqDeserializer::new(flat))
-            }
-        }
-    }
-}
-
-/// A key and its place, as the fields of a map.
-struct PlaceOfKey<'a> {
-    key: &'a Key,
-    field: usize,
-}
-
-impl<'de> MapAccess<'de> for PlaceOfKey<'_> {
-    type Error = Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
-        let Some(field) = super::spanned::SPANNED_FIELDS.get(self.field) else { return Ok(None) };
-        self.field += 1;
-        let field: StrDeserializer<'_, Error> = (*field).into_deserializer();
-        seed.deserialize(field).map(Some)
-    }
-
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
-        match self.field {
-            1 => seed.deserialize(InKey { key: self.key }),
-            2 => seed.deserialize(self.key.span.start.into_deserializer()),
-            _ => seed.deserialize(self.key.span.end.into_deserializer()),
-        }
-    }
-}
-
-/// A variant of an enum: a word, or a key with its content.
-struct Variant<'a> {
-    name: &'a str,
-    at: At<'a>,
-    content: Option<At<'a>>,
-}
-
-impl<'a> Variant<'a> {
-    fn content(self) -> Result<At<'a>, Error> {
-        self.content.ok_or_else(|| {
-            let problem = Problem::error(self.at.place(), format!("`{}` needs a value", self.name))
-                .help(format!("write `{}: …`", self.name));
-            Error::placed(Fault::Value(address(self.at.node)), Some(problem))
-        })
-    }
-}
-
-impl<'de, 'a> EnumAccess<'de> for Variant<'a> {
-    type Error = Error;
-    type Variant = Variant<'a>;
-
-    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), Error> {
-        let name: StrDeserializer<'_, Error> = self.name.into_deserializer();
-        Ok((seed.deserialize(name)?, self))
-    }
-}
-
-impl<'de> VariantAccess<'de> for Variant<'_> {
-    type Error = Error;
-
-    fn unit_variant(self) -> Result<(), Error> {
-        match self.content {
-            Some(content) if !content.node.is_null() && content.node.kind != Kind::Broken => {
-                let problem = Problem::error(content.node.span, format!("`{}` takes no value", self.name))
-                    .help(format!("write `{}` alone", self.name));
-                Err(Error::placed(Fault::Value(address(self.at.node)), Some(problem)))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Error> {
-        seed.deserialize(self.content()?)
-    }
-
-    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, Error> {
-        de::Deserializer::deserialize_tuple(self.content()?, len, visitor)
-    }
-
-    fn struct_variant<V: Visitor<'de>>(self, fields: &'static [&'static str], visitor: V) -> Result<V::Value, Error> {
-        de::Deserializer::deserialize_struct(self.content()?, "", fields, visitor)
     }
 }
 
