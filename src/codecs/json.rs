@@ -7,21 +7,24 @@ pub(super) fn decode(batch: Batch, rejected: &mut Vec<Rejected>) -> Batch {
     let mut malformed = Vec::new();
     let decoded = batch.reindexed(|bytes, records, fields| {
         let expected = records.len();
-        records.retain_mut(|record| match json::index(bytes, record.body, fields) {
-            Ok(indexed) => {
-                if fields.capacity() < expected {
-                    // The records of a batch are alike: the first one tells how large the index will be.
-                    fields.reserve(fields.len() * expected);
+        records.retain_mut(|record| {
+            record.format == BodyFormat::Absent
+                || match json::index(bytes, record.body, fields) {
+                    Ok(indexed) => {
+                        if fields.capacity() < expected {
+                            // The records of a batch are alike: the first one tells how large the index will be.
+                            fields.reserve(fields.len() * expected);
+                        }
+                        record.format = BodyFormat::Json;
+                        record.fields = indexed.fields;
+                        record.duplicate_keys = indexed.duplicate_keys;
+                        true
+                    }
+                    Err(reason) => {
+                        malformed.push((*record, reason.to_string()));
+                        false
+                    }
                 }
-                record.format = BodyFormat::Json;
-                record.fields = indexed.fields;
-                record.duplicate_keys = indexed.duplicate_keys;
-                true
-            }
-            Err(reason) => {
-                malformed.push((*record, reason.to_string()));
-                false
-            }
         });
     });
     rejected.extend(
@@ -35,6 +38,7 @@ pub(super) fn encode(batch: &Batch, record: &Record, out: &mut Vec<u8>) -> Resul
     let body = batch.body(record);
     match record.format {
         BodyFormat::Verbatim => out.extend_from_slice(body),
+        BodyFormat::Absent => out.extend_from_slice(b"null"),
         BodyFormat::Json if json::is_one_line(body) => out.extend_from_slice(body),
         BodyFormat::Json => json::compact(body, out),
         BodyFormat::Raw => match std::str::from_utf8(body) {

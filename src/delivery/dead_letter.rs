@@ -83,7 +83,7 @@ impl DeadLetterForm {
             let body = one.batch.body(record);
             let key = one.batch.key(record);
             let facts = self.facts(stage, one, record.offset);
-            let (format, timestamp, offset) = (BodyFormat::Verbatim, record.timestamp, record.offset);
+            let (format, timestamp, offset) = (written_as_it_stands(record.format), record.timestamp, record.offset);
             if self.headers {
                 let mut headers = HeadersBuilder::default();
                 for Header { name, value } in one.batch.headers(record) {
@@ -105,6 +105,11 @@ impl DeadLetterForm {
             }
         }
     }
+}
+
+/// A record without a body is a letter without one.
+fn written_as_it_stands(format: BodyFormat) -> BodyFormat {
+    if format == BodyFormat::Absent { format } else { BodyFormat::Verbatim }
 }
 
 /// As text under `name` if it is UTF-8, else as an array of bytes under `name_bytes`.

@@ -246,6 +246,7 @@ impl<'a> LazyRecord<'a> {
         let Some(fields) = self.fields else {
             return match self.record.format {
                 BodyFormat::Json => self.read_body(),
+                BodyFormat::Absent => Ok(Value::Null),
                 BodyFormat::Raw | BodyFormat::Verbatim => Ok(Value::Bytes(bytes.slice(self.record.body.range()))),
             };
         };

@@ -165,12 +165,17 @@ fn float(text: &[u8]) -> Option<Value> {
     Some(Value::Float(NotNan::new(number).ok()?))
 }
 
-/// A float that JSON has no form for.
+/// Why a value cannot be written as JSON that every reader here accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Infinite;
+pub(super) enum Unwritable {
+    /// A float that JSON has no form for.
+    Infinite,
+    /// Arrays and objects nested deeper than a decoder lets through.
+    TooDeep,
+}
 
-/// Appends a value as JSON.
-pub(super) fn write(value: &Value, out: &mut Vec<u8>) -> Result<(), Infinite> {
+/// Appends a value as JSON; `depth` counts the arrays and objects around it.
+pub(super) fn write(value: &Value, depth: u32, out: &mut Vec<u8>) -> Result<(), Unwritable> {
     match value {
         Value::Bytes(bytes) => match std::str::from_utf8(bytes) {
             Ok(text) => json::write_string(text, out),
@@ -178,18 +183,21 @@ pub(super) fn write(value: &Value, out: &mut Vec<u8>) -> Result<(), Infinite> {
         },
         Value::String(text) => json::write_string(text, out),
         Value::Integer(number) => write_number(number, out)?,
-        Value::Float(number) => write_float(number.into_inner(), out)?,
+        // A whole one keeps its `.0`, so that it stays a float for whoever reads it.
+        Value::Float(number) if number.is_finite() => write_number(&number.into_inner(), out)?,
+        Value::Float(_) => return Err(Unwritable::Infinite),
         Value::Boolean(true) => out.extend_from_slice(b"true"),
         Value::Boolean(false) => out.extend_from_slice(b"false"),
         Value::Null => out.extend_from_slice(b"null"),
         Value::Timestamp(_) | Value::Regex(_) => json::write_string(&value.to_string_lossy(), out),
+        Value::Array(_) | Value::Object(_) if depth == json::MAX_DEPTH => return Err(Unwritable::TooDeep),
         Value::Array(items) => {
             out.push(b'[');
             for (number, item) in items.iter().enumerate() {
                 if number > 0 {
                     out.push(b',');
                 }
-                write(item, out)?;
+                write(item, depth + 1, out)?;
             }
             out.push(b']');
         }
@@ -201,7 +209,7 @@ pub(super) fn write(value: &Value, out: &mut Vec<u8>) -> Result<(), Infinite> {
                 }
                 json::write_string(key, out);
                 out.push(b':');
-                write(value, out)?;
+                write(value, depth + 1, out)?;
             }
             out.push(b'}');
         }
@@ -209,16 +217,8 @@ pub(super) fn write(value: &Value, out: &mut Vec<u8>) -> Result<(), Infinite> {
     Ok(())
 }
 
-fn write_float(number: f64, out: &mut Vec<u8>) -> Result<(), Infinite> {
-    if number.is_infinite() {
-        return Err(Infinite);
-    }
-    // A whole one keeps its `.0`, so that it stays a float for whoever reads it.
-    write_number(&number, out)
-}
-
-fn write_number(number: &impl serde::Serialize, out: &mut Vec<u8>) -> Result<(), Infinite> {
-    serde_json::to_writer(out, number).map_err(|_| Infinite)
+fn write_number(number: &impl serde::Serialize, out: &mut Vec<u8>) -> Result<(), Unwritable> {
+    serde_json::to_writer(out, number).map_err(|_| Unwritable::Infinite)
 }
 
 /// A scalar as text: what a key or a header holds. `None` for what has no such form.
@@ -240,7 +240,7 @@ mod tests {
 
     fn write_text(value: &Value) -> String {
         let mut out = Vec::new();
-        write(value, &mut out).unwrap();
+        write(value, 0, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -298,6 +298,9 @@ mod tests {
         let bytes = Value::Bytes(Bytes::from_static(b"a\xffb"));
         assert_eq!(write_text(&bytes), "\"a\u{fffd}b\"");
         let infinite = Value::Float(NotNan::new(f64::INFINITY).unwrap());
-        assert_eq!(write(&infinite, &mut Vec::new()), Err(Infinite));
+        assert_eq!(write(&infinite, 0, &mut Vec::new()), Err(Unwritable::Infinite));
+        let nested = |depth| (0..depth).fold(Value::Null, |value, _| Value::Array(vec![value]));
+        assert_eq!(write(&nested(127), 0, &mut Vec::new()), Ok(()));
+        assert_eq!(write(&nested(128), 0, &mut Vec::new()), Err(Unwritable::TooDeep));
     }
 }

@@ -6,7 +6,7 @@ use vrl::value::{ObjectMap, Value};
 use super::program::Metadata;
 use super::rewrite::Rewrite;
 use super::target::{Change, Overlay, Place};
-use super::value::{self, Infinite};
+use super::value::{self, Unwritable};
 use crate::record::{
     Batch, BatchBuilder, BodyFormat, ByteRange, Field, FieldRange, HeadersBuilder, Record, Timestamp, index_u32, json,
 };
@@ -47,7 +47,10 @@ pub(super) fn changed(
             builder.bytes_mut().truncate(bytes_before);
             builder.fields_mut().truncate(fields_before);
             Err(match outcome {
-                Err(Infinite) => "the program computed an infinite number, and JSON has no such value".to_owned(),
+                Err(Unwritable::Infinite) => {
+                    "the program computed an infinite number, and JSON has no such value".to_owned()
+                }
+                Err(Unwritable::TooDeep) => "the program nested arrays and objects deeper than 127".to_owned(),
                 Ok(_) => "the program made a record larger than 1 GiB".to_owned(),
             })
         }
@@ -71,7 +74,7 @@ fn body(
     overlay: &Overlay,
     edits: &mut Edits,
     builder: &mut BatchBuilder,
-) -> Result<Record, Infinite> {
+) -> Result<Record, Unwritable> {
     let start = builder.bytes().len();
     let (out, index) = builder.parts_mut();
     let mut object = ObjectWriter { bytes: batch.bytes(), start, first: index.len(), out, index };
@@ -81,7 +84,7 @@ fn body(
             Some(object.range())
         }
         (Some(tree), _) if overlay.body_changed => {
-            value::write(tree, object.out)?;
+            value::write(tree, 0, object.out)?;
             None
         }
         (None, Some(fields)) if overlay.body_changed => {
@@ -206,12 +209,12 @@ impl ObjectWriter<'_> {
     }
 
     /// Writes one field; `key` is its name in quotes, and a colon.
-    fn field(&mut self, key: &[u8], escaped_key: bool, value: &Value) -> Result<(), Infinite> {
+    fn field(&mut self, key: &[u8], escaped_key: bool, value: &Value) -> Result<(), Unwritable> {
         self.separate();
         let key_start = self.out.len() + 1;
         self.out.extend_from_slice(key);
         let value_start = self.out.len();
-        value::write(value, self.out)?;
+        value::write(value, 1, self.out)?;
         let text = &self.out[value_start..];
         let escaped_value = text[0] == b'"' && memchr::memchr(b'\\', text).is_some();
         self.index.push(Field {
@@ -223,7 +226,7 @@ impl ObjectWriter<'_> {
         Ok(())
     }
 
-    fn tree(&mut self, tree: &ObjectMap) -> Result<(), Infinite> {
+    fn tree(&mut self, tree: &ObjectMap) -> Result<(), Unwritable> {
         let mut encoded = Vec::new();
         self.open();
         for (key, value) in tree {
@@ -246,7 +249,7 @@ impl ObjectWriter<'_> {
         all: &[Field],
         overlay: &Overlay,
         edits: &mut Edits,
-    ) -> Result<(), Infinite> {
+    ) -> Result<(), Unwritable> {
         edits.clear();
         for (number, slot) in overlay.slots.iter().enumerate() {
             if slot.change != Change::None

@@ -67,6 +67,8 @@ pub enum BodyFormat {
     Json,
     /// Written as it stands, in whatever format its sink writes: a dead letter.
     Verbatim,
+    /// There is no body at all: a Kafka tombstone, which deletes its key. Its range is empty.
+    Absent,
 }
 
 /// The top-level fields of one body within the batch's index.

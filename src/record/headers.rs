@@ -15,7 +15,7 @@ pub struct Header<'a> {
 }
 
 /// The headers of one record.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Headers<'a> {
     rest: &'a [u8],
 }
@@ -40,6 +40,7 @@ impl<'a> Headers<'a> {
     }
 }
 
+#[expect(clippy::copy_iterator, reason = "it is a slice, and as cheap to pass on")]
 impl<'a> Iterator for Headers<'a> {
     type Item = Header<'a>;
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::component::{CheckContext, CompiledTransform, Output, Text, Transform, TransformConfig};
 use crate::expr::{Evaluator, Mapped, Program, ProgramKind, Rewrite};
-use crate::record::Batch;
+use crate::record::{Batch, BodyFormat};
 
 /// Changes each record by a program in VRL, the Vector Remap Language.
 ///
@@ -26,7 +26,8 @@ use crate::record::Batch;
 ///
 /// Fields that the program does not touch keep their text, their order, and their numbers as they were written. An
 /// integer that does not fit 64 bits is read as a floating-point number. A program that reads `.` as a whole writes the
-/// fields of the body in alphabetical order.
+/// fields of the body in alphabetical order. A Kafka tombstone (a record without a body, which deletes its key) passes
+/// through untouched: a program that gave it a body would bring the key back.
 ///
 /// A replay gives the same result: `now()` is the record's `%timestamp` as it came, and random numbers and UUIDs follow
 /// from where the record comes from. A timestamp without a zone is read as UTC.
@@ -62,6 +63,10 @@ impl Transform for Map {
         let mut rewrite = Rewrite::of(&batch);
         let mut dropped = 0;
         for record in batch.records() {
+            if record.format == BodyFormat::Absent {
+                rewrite.keep(record);
+                continue;
+            }
             match self.evaluator.map(&batch, record, &mut rewrite) {
                 Ok(Mapped::Kept) => {}
                 Ok(Mapped::Dropped) => dropped += 1,
@@ -79,7 +84,7 @@ mod tests {
     use super::*;
     use crate::component::{Severity, Span};
     use crate::expr::Schema;
-    use crate::record::{BatchBuilder, BodyFormat, Draft, HeadersBuilder, Record};
+    use crate::record::{BatchBuilder, Draft, HeadersBuilder, Record};
     use crate::transforms::testing::{apply, batch, compile, run};
 
     fn map(program: &str) -> MapConfig {
@@ -107,6 +112,17 @@ mod tests {
         assert_eq!(fields(written, record), fields(&rescanned, &rescanned.records()[0]));
         assert_eq!(record.format, BodyFormat::Json);
         assert_eq!(record.offset, 100);
+    }
+
+    #[test]
+    fn a_tombstone_passes_through_untouched() {
+        let compiled = compile(map(".a = 1")).unwrap();
+        let bodies = batch(&["{}", "1"]);
+        let mut records = bodies.records().to_vec();
+        records[1] = Record { format: BodyFormat::Absent, fields: None, ..records[0] };
+        let (out, _) = apply(&compiled, bodies.with_records(records));
+        let formats: Vec<_> = out.emitted[0].1.records().iter().map(|record| record.format).collect();
+        assert_eq!(formats, [BodyFormat::Json, BodyFormat::Absent]);
     }
 
     #[test]
@@ -158,6 +174,14 @@ mod tests {
         let ran = run(map(program), &["{\"a\":1e308}", "{\"a\":1.5}"]);
         assert_eq!(ran.bodies(), ["{\"a\":1.5,\"x\":15.0,\"y\":1}"]);
         assert!(ran.rejected[0].1.contains("infinite"), "{:?}", ran.rejected);
+    }
+
+    #[test]
+    fn what_a_map_writes_is_no_deeper_than_what_a_decoder_lets_through() {
+        let deep = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+        let ran = run(map(".b = [.a]"), &[&deep(125), &deep(126)]);
+        assert_eq!(ran.bodies().len(), 1);
+        assert!(ran.rejected[0].1.contains("deeper than 127"), "{:?}", ran.rejected);
     }
 
     #[test]
