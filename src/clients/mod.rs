@@ -1,1 +1,3 @@
 //! Connections that a source and a sink share.
+
+pub mod kafka;

@@ -91,6 +91,9 @@ pub struct Field {
 pub struct Record {
     /// The body.
     pub body: ByteRange,
+    /// Whether there is no body at all: a Kafka tombstone, which deletes its key. Its range is then empty, its format
+    /// raw, and codecs let it through.
+    pub tombstone: bool,
     /// What the body is known to be.
     pub format: BodyFormat,
     /// The top-level fields, if the body is a JSON object; `None` for any other body.
