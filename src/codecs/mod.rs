@@ -9,8 +9,7 @@ mod raw;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::component::Rejected;
-use crate::record::{Batch, Record};
+use crate::record::{Batch, Record, Rejected};
 
 /// The name of a format in a pipeline file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]

@@ -5,24 +5,30 @@
 
 mod context;
 mod error;
+mod nearest;
 pub mod node;
 mod output;
 mod problem;
+mod read;
 mod sink;
 mod source;
 pub mod spanned;
 mod spec;
 mod transform;
+mod units;
 
+pub use crate::record::Rejected;
 pub use context::{BuildContext, Clients, EpochRequest, EpochRequests, SourceContext};
 pub use error::{BuildError, SinkError, SourceError};
-pub use output::{Output, Port, Rejected};
+pub use nearest::nearest;
+pub use output::{Output, Port};
 pub use problem::{Problem, Severity, Span};
 pub use sink::{Answer, BoxSink, Refusal, Settled, Sink};
 pub use source::{BoxSource, Pulled, Source};
 pub use spanned::{Spanned, Text};
 pub use spec::{
-    Acknowledges, BuiltSource, CheckContext, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions,
+    Acknowledges, Build, BuiltSource, CheckContext, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions,
     SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec, SourceTraits, Touched, TransformConfig, TransformSpec,
 };
 pub use transform::{BoxTransform, Transform};
+pub use units::{ByteSize, HumanDuration};

@@ -1,19 +1,10 @@
 //! Where a transform puts what it made of a batch.
 
-use crate::record::{Batch, Record};
+use crate::record::{Batch, Record, Rejected};
 
 /// The number of a transform's output, in the order in which it declares them; 0 is the default one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Port(pub u16);
-
-/// A record that a stage refuses, as it entered the stage.
-#[derive(Debug)]
-pub struct Rejected {
-    /// A batch of just this record, sharing the bytes of the one it came in.
-    pub batch: Batch,
-    /// What was wrong, for a person.
-    pub error: String,
-}
 
 /// Collects the outcome of one batch.
 #[derive(Debug, Default)]

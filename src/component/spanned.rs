@@ -94,7 +94,7 @@ pub struct Text {
     pub value: String,
     /// The whole scalar's place.
     pub span: Span,
-    /// Pairs of (offset in the text, offset in the file), rising; between two pairs both grow alike.
+    /// Pairs of (offset in the text, offset in the file), rising; between two pairs both grow alike, up to the next one.
     pub offsets: Vec<(usize, usize)>,
 }
 
@@ -103,8 +103,10 @@ impl Text {
     #[must_use]
     pub fn place(&self, offset: usize) -> usize {
         let after = self.offsets.partition_point(|&(in_text, _)| in_text <= offset);
+        // A substituted value may be longer than the text that stands for it.
+        let limit = self.offsets.get(after).map_or(self.span.end, |&(_, in_file)| in_file);
         match after.checked_sub(1).map(|at| self.offsets[at]) {
-            Some((in_text, in_file)) => (in_file + (offset - in_text)).min(self.span.end),
+            Some((in_text, in_file)) => (in_file + (offset - in_text)).min(limit),
             None => self.span.start,
         }
     }

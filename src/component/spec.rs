@@ -77,6 +77,9 @@ pub struct Touched {
     pub writes: BTreeSet<String>,
 }
 
+/// Makes a component for a pipeline.
+pub type Build<T> = Arc<dyn Fn(&BuildContext) -> Result<T, BuildError> + Send + Sync>;
+
 /// A source's config, found right.
 #[derive(Clone)]
 pub struct CompiledSource {
@@ -87,7 +90,7 @@ pub struct CompiledSource {
     /// What is known of the types of its bodies.
     pub schema: BodySchema,
     /// Makes the source, and the way to commit its positions if it keeps them itself.
-    pub build: Arc<dyn Fn(&BuildContext) -> Result<BuiltSource, BuildError> + Send + Sync>,
+    pub build: Build<BuiltSource>,
 }
 
 /// A source, and the way to commit its positions if it keeps them itself.
@@ -121,7 +124,7 @@ pub struct CompiledSink {
     /// What its programs touch.
     pub touched: Touched,
     /// Makes one for a lane, or the only one.
-    pub build: Arc<dyn Fn(&BuildContext) -> Result<BoxSink, BuildError> + Send + Sync>,
+    pub build: Build<BoxSink>,
 }
 
 macro_rules! opaque_debug {
@@ -138,7 +141,7 @@ opaque_debug!(CompiledSource, BuiltSource, CompiledTransform, CompiledSink);
 /// What a config is checked with, and where it reports its mistakes.
 #[derive(Debug)]
 pub struct CheckContext {
-    /// The place of the whole component config, for mistakes that have no better one.
+    /// The place of the key that names the kind, for mistakes that have no better one.
     pub span: Span,
     /// The component's name.
     pub component: Arc<str>,
@@ -209,7 +212,7 @@ macro_rules! spec {
                 Self {
                     name: C::NAME,
                     schema: |generator| C::json_schema(generator),
-                    compile: |node, cx| match super::node::read::<C>(node) {
+                    compile: |node, cx| match super::node::read_at::<C>(node, cx.span) {
                         Ok(config) => config.compile(cx),
                         Err(problems) => {
                             cx.problems.extend(problems);

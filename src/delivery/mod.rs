@@ -1,8 +1,10 @@
 //! The promises: what is committed, when, and how much may be under way.
 
-pub mod budget;
+pub mod checkpoint;
+mod dead_letter;
 mod positions;
 mod transaction;
 
+pub use dead_letter::{DeadLetterForm, HEADER_PREFIX};
 pub use positions::{CommitPositions, Positions};
 pub use transaction::{Committed, SourceOffsets, Transaction};

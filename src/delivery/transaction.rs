@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
@@ -37,6 +38,10 @@ pub trait Transaction: Send + Sync + fmt::Debug {
     /// # Errors
     /// What went wrong, for a person; the start of the run is tried again.
     fn fence(&self) -> BoxFuture<'_, Result<(), String>>;
+
+    /// How long it may stay open: half of the time after which the other side aborts it by itself, which would be fatal to
+    /// the client and would hold up readers of committed data until then.
+    fn longest_open(&self) -> Duration;
 
     /// Commits what was written since the last commit, together with the positions.
     fn commit(&self, epoch: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed>;

@@ -9,6 +9,9 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+/// What the names of all families begin with, but those of the process, which Prometheus names for every program.
+const NAMESPACE: &str = "weir";
+
 const STAGE_LABELS: &[&str] = &["pipeline", "component", "kind", "type"];
 
 /// The families of the process, in one registry.
@@ -47,6 +50,16 @@ impl Default for Metrics {
     }
 }
 
+fn named(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace(NAMESPACE)
+}
+
+fn add<C: Collector + Clone + 'static>(registry: &Registry, family: prometheus::Result<C>) -> C {
+    let family = family.expect("names and labels are valid");
+    registry.register(Box::new(family.clone())).expect("names are distinct");
+    family
+}
+
 fn with<'a>(labels: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     labels.iter().chain(more).copied().collect()
 }
@@ -58,18 +71,13 @@ impl Metrics {
     /// Never: the names are distinct.
     #[must_use]
     pub fn new() -> Self {
-        let registry = Registry::new_custom(Some("weir".to_owned()), None).expect("the namespace is valid");
-        fn add<C: Collector + Clone + 'static>(registry: &Registry, family: prometheus::Result<C>) -> C {
-            let family = family.expect("names and labels are valid");
-            registry.register(Box::new(family.clone())).expect("names are distinct");
-            family
-        }
+        let registry = Registry::new();
         let counter =
-            |name: &str, help: &str, labels: &[&str]| add(&registry, IntCounterVec::new(Opts::new(name, help), labels));
+            |name: &str, help: &str, labels: &[&str]| add(&registry, IntCounterVec::new(named(name, help), labels));
         let gauge =
-            |name: &str, help: &str, labels: &[&str]| add(&registry, IntGaugeVec::new(Opts::new(name, help), labels));
+            |name: &str, help: &str, labels: &[&str]| add(&registry, IntGaugeVec::new(named(name, help), labels));
         let seconds = |name: &str, help: &str, buckets: &[f64]| {
-            let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let opts = HistogramOpts::new(name, help).namespace(NAMESPACE).buckets(buckets.to_vec());
             add(&registry, HistogramVec::new(opts, &["pipeline"]))
         };
         let stage = STAGE_LABELS;
@@ -87,7 +95,7 @@ impl Metrics {
             time: add(
                 &registry,
                 CounterVec::new(
-                    Opts::new("component_time_seconds_total", "Time that a stage was busy, idle or blocked."),
+                    named("component_time_seconds_total", "Time that a stage was busy, idle or blocked."),
                     &with(stage, &["state"]),
                 ),
             ),
@@ -106,7 +114,7 @@ impl Metrics {
             epoch_last_committed: add(
                 &registry,
                 GaugeVec::new(
-                    Opts::new("epoch_last_committed_timestamp_seconds", "When an epoch last committed, in Unix time."),
+                    named("epoch_last_committed_timestamp_seconds", "When an epoch last committed, in Unix time."),
                     &["pipeline"],
                 ),
             ),
@@ -124,6 +132,8 @@ impl Metrics {
             ),
             registry: registry.clone(),
         };
+        let build = gauge("build_info", "1, for the version of the program.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).expect("names are distinct");
         Self(Arc::new(families))
@@ -268,5 +278,116 @@ impl PipelineMetrics {
     /// Names the stage that holds the others up; the earlier one is unnamed.
     pub fn bottleneck(&self, component: &str, is_one: bool) {
         self.metrics.0.bottleneck.with_label_values(&[&*self.pipeline, component]).set(i64::from(is_one));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn with_a_series_of_each() -> Metrics {
+        let metrics = Metrics::new();
+        let stage = metrics.stage("orders", "a \"quoted\\name\"\nof two lines", "source", "kafka");
+        stage.received_records.inc_by(2);
+        stage.error("retry");
+        stage.discarded("filtered", 3);
+        stage.lag("orders", 0, 17);
+        let pipeline = metrics.pipeline("orders");
+        pipeline.epoch_duration.observe(0.004);
+        pipeline.record_latency.observe(0.2);
+        pipeline.memory_used.set(1 << 20);
+        pipeline.restart("panic");
+        pipeline.bottleneck("priced", true);
+        metrics
+    }
+
+    /// A line of the text format, `name{label="value",…} number`, as its name and its number.
+    fn sample(line: &str) -> Option<(&str, f64)> {
+        let (series, number) = line.rsplit_once(' ')?;
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+        let is_name = |text: &str| {
+            !text.is_empty()
+                && !text.starts_with(|first: char| first.is_ascii_digit())
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        };
+        let mut rest = labels.strip_suffix('}')?;
+        while !rest.is_empty() {
+            let (label, value) = rest.split_once("=\"")?;
+            let mut escaped = false;
+            let end = value.find(|char| {
+                let closes = char == '"' && !escaped;
+                escaped = char == '\\' && !escaped;
+                closes
+            })?;
+            let after = &value[end + 1..];
+            rest = after.strip_prefix(',').unwrap_or(after);
+            if !is_name(label) || (rest.len() == after.len() && !after.is_empty()) {
+                return None;
+            }
+        }
+        Some((name, number.parse().ok()?)).filter(|(name, _)| is_name(name))
+    }
+
+    #[test]
+    fn the_text_is_valid_exposition_format() {
+        let text = with_a_series_of_each().text();
+        let mut types = BTreeMap::new();
+        for line in text.lines() {
+            if let Some(declared) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = declared.split_once(' ').unwrap();
+                assert_eq!(types.insert(name, kind), None, "`{name}` is declared twice");
+                assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
+            } else if !line.starts_with("# HELP ") {
+                let (name, number) = sample(line).unwrap_or_else(|| panic!("not a sample: {line}"));
+                let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+                let histogram = family.is_some_and(|family| types.get(family) == Some(&"histogram"));
+                assert!(histogram || types.contains_key(name), "`{name}` was not declared before");
+                assert!(number.is_finite(), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_documented_family_is_there() {
+        let text = with_a_series_of_each().text();
+        for (name, labels) in [
+            ("weir_component_received_records_total", ""),
+            ("weir_component_received_bytes_total", ""),
+            ("weir_component_sent_records_total", ""),
+            ("weir_component_sent_bytes_total", ""),
+            ("weir_component_errors_total", "error=\"retry\""),
+            ("weir_component_discarded_records_total", "reason=\"filtered\""),
+            ("weir_component_time_seconds_total", "state=\"busy\""),
+            ("weir_component_time_seconds_total", "state=\"idle\""),
+            ("weir_component_time_seconds_total", "state=\"blocked\""),
+            ("weir_channel_records", "kind=\"source\""),
+            ("weir_channel_bytes", "type=\"kafka\""),
+            ("weir_consumer_lag_records", "partition=\"0\""),
+            ("weir_epoch_duration_seconds_bucket", "le=\"+Inf\""),
+            ("weir_epoch_last_committed_timestamp_seconds", "pipeline=\"orders\""),
+            ("weir_record_latency_seconds_sum", ""),
+            ("weir_memory_budget_bytes", "state=\"used\""),
+            ("weir_memory_budget_bytes", "state=\"limit\""),
+            ("weir_pipeline_restarts_total", "reason=\"panic\""),
+            ("weir_pipeline_bottleneck", "component=\"priced\""),
+            ("weir_build_info", "version="),
+            ("process_resident_memory_bytes", ""),
+        ] {
+            let there =
+                text.lines().any(|line| sample(line).is_some_and(|(is, _)| is == name) && line.contains(labels));
+            assert!(there, "{name} {labels}\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_lag_of_a_partition_that_is_gone_is_gone() {
+        let metrics = Metrics::new();
+        let stage = metrics.stage("orders", "in", "source", "kafka");
+        stage.lag("orders", 3, 17);
+        assert!(metrics.text().contains("weir_consumer_lag_records"));
+        stage.forget_lag("orders", 3);
+        assert!(!metrics.text().contains("weir_consumer_lag_records"));
     }
 }

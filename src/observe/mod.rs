@@ -2,8 +2,13 @@
 //!
 //! Nothing here calls `topology`: it serves what is published to it.
 
+mod admin;
+pub mod logs;
 mod metrics;
 mod status;
+mod throttle;
 
+pub use admin::{Admin, AdminError};
 pub use metrics::{Metrics, PipelineMetrics, StageMetrics};
-pub use status::{PipelineState, PipelineStatus, StatusBoard};
+pub use status::{Phase, PipelineState, PipelineStatus, StatusBoard};
+pub use throttle::Throttle;

@@ -1,9 +1,17 @@
-//! The status of every pipeline, as `topology` publishes it and the admin server reads it.
+//! The status of the process and of every pipeline, as `topology` and `cli` publish it and the
+//! admin server reads it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
+
+use crate::clock::Instant;
+
+/// How old the last beat of a heart may be. Beats come every few seconds; a minute without one is no pause of a busy
+/// machine.
+const HEARTBEAT_LIMIT: Duration = Duration::from_mins(1);
 
 /// What a pipeline is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -23,6 +31,20 @@ pub enum PipelineState {
     Finished,
     /// It was asked to stop, and did.
     Stopped,
+}
+
+impl PipelineState {
+    /// Whether it does what it was asked to do.
+    #[must_use]
+    pub fn is_ready(self) -> bool {
+        matches!(self, Self::Running | Self::Finished | Self::Stopped)
+    }
+
+    /// Whether nothing of it is left to commit.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Stopped)
+    }
 }
 
 /// The status of one pipeline.
@@ -46,26 +68,108 @@ pub struct PipelineStatus {
     pub restarts: u64,
 }
 
-/// What is published of all pipelines of the process.
+/// What the process is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Reading its files, opening its data folder.
+    #[default]
+    Starting,
+    /// Configured, and all its pipelines handed to their supervisors.
+    Ready,
+    /// Asked to stop.
+    Stopping,
+}
+
+/// What is published of the process and of all its pipelines.
 #[derive(Debug, Clone, Default)]
-pub struct StatusBoard(Arc<Mutex<BTreeMap<Arc<str>, PipelineStatus>>>);
+pub struct StatusBoard(Arc<Mutex<Board>>);
+
+#[derive(Debug, Default)]
+struct Board {
+    phase: Phase,
+    pipelines: BTreeMap<Arc<str>, PipelineStatus>,
+    hearts: BTreeMap<Arc<str>, Instant>,
+}
 
 impl StatusBoard {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Publishes the status of a pipeline.
     pub fn publish(&self, status: PipelineStatus) {
-        let mut board = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        board.insert(Arc::clone(&status.pipeline), status);
+        self.board().pipelines.insert(Arc::clone(&status.pipeline), status);
     }
 
     /// The status of one pipeline.
     #[must_use]
     pub fn get(&self, pipeline: &str) -> Option<PipelineStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(pipeline).cloned()
+        self.board().pipelines.get(pipeline).cloned()
     }
 
     /// The status of all pipelines, by name.
     #[must_use]
     pub fn all(&self) -> Vec<PipelineStatus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.board().pipelines.values().cloned().collect()
+    }
+
+    /// Publishes what the process is doing.
+    pub fn set_phase(&self, phase: Phase) {
+        self.board().phase = phase;
+    }
+
+    /// What the process is doing.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.board().phase
+    }
+
+    /// Tells that a task which must never stand still is going on. Its first beat makes it count, until [`Self::rest`].
+    pub fn beat(&self, heart: &str, now: Instant) {
+        let mut board = self.board();
+        match board.hearts.get_mut(heart) {
+            Some(last) => *last = now,
+            None => drop(board.hearts.insert(heart.into(), now)),
+        }
+    }
+
+    /// Tells that such a task has ended, as it should.
+    pub fn rest(&self, heart: &str) {
+        self.board().hearts.remove(heart);
+    }
+
+    /// A task that has stood still for so long that only a new process helps, and for how long.
+    #[must_use]
+    pub fn stopped_heart(&self, now: Instant) -> Option<(Arc<str>, Duration)> {
+        let board = self.board();
+        let ages = board.hearts.iter().map(|(heart, last)| (heart, now.saturating_duration_since(*last)));
+        let (heart, age) = ages.max_by_key(|(_, age)| *age).filter(|(_, age)| *age > HEARTBEAT_LIMIT)?;
+        Some((Arc::clone(heart), age))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn a_heart_counts_from_its_first_beat_until_it_rests() {
+        let board = StatusBoard::default();
+        let start = Clock::system().now();
+        let late = start + HEARTBEAT_LIMIT + Duration::from_secs(1);
+        assert_eq!(board.stopped_heart(late), None);
+
+        board.beat("a", start);
+        board.beat("b", start + Duration::from_secs(30));
+        assert_eq!(board.stopped_heart(start + HEARTBEAT_LIMIT), None);
+        assert_eq!(board.stopped_heart(late), Some(("a".into(), HEARTBEAT_LIMIT + Duration::from_secs(1))));
+
+        board.beat("a", late);
+        assert_eq!(board.stopped_heart(late), None);
+        board.rest("a");
+        board.rest("b");
+        assert_eq!(board.stopped_heart(late + late.duration_since(start)), None);
     }
 }

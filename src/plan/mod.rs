@@ -1,13 +1,36 @@
 //! What a pipeline file means: a checked graph of compiled components. Pure: no I/O, no clock; all mistakes at once.
+//!
+//! [`compile`] goes through the file in the order of its modules: `draft` (what is declared), `resolve`
+//! (which name means which stage), `graph` (the order of the stages), `check` (each component compiled with
+//! what is known of its input, and who reads whom), `guarantee` (what each path promises), `parallelism`.
 
+mod check;
+mod draft;
+mod explain;
+mod graph;
+mod guarantee;
+mod parallelism;
+mod resolve;
+#[cfg(test)]
+mod testing;
+
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::component::{CompiledSink, CompiledSource, CompiledTransform, Port};
+use serde::Deserialize;
+
+use crate::component::{CompiledSink, CompiledSource, CompiledTransform, Port, SinkSpec, SourceSpec, TransformSpec};
+
+pub use check::{compile, declared_name};
+pub use explain::explain;
+pub use guarantee::PathGuarantee;
+pub use parallelism::MOST_LANES;
 
 /// What a path, or a whole pipeline, promises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Guarantee {
     /// A crash may lose records.
     AtMostOnce,
@@ -17,8 +40,31 @@ pub enum Guarantee {
     ExactlyOnce,
 }
 
+impl Guarantee {
+    /// As a pipeline file says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::AtMostOnce => "at_most_once",
+            Self::AtLeastOnce => "at_least_once",
+            Self::ExactlyOnce => "exactly_once",
+        }
+    }
+}
+
+impl fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AtMostOnce => "at most once",
+            Self::AtLeastOnce => "at least once",
+            Self::ExactlyOnce => "exactly once",
+        })
+    }
+}
+
 /// What becomes of a record that a stage refuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnError {
     /// It goes to the dead letter.
     DeadLetter,
@@ -26,6 +72,42 @@ pub enum OnError {
     Drop,
     /// The pipeline stops, loudly.
     Stop,
+}
+
+/// The kinds of components that a file may name.
+#[derive(Debug, Clone, Copy)]
+pub struct Tables {
+    /// The sources.
+    pub sources: &'static [SourceSpec],
+    /// The transforms.
+    pub transforms: &'static [TransformSpec],
+    /// The sinks.
+    pub sinks: &'static [SinkSpec],
+}
+
+impl Tables {
+    /// All kinds of this build.
+    #[must_use]
+    pub fn all() -> Self {
+        Self { sources: crate::sources::SOURCES, transforms: crate::transforms::TRANSFORMS, sinks: crate::sinks::SINKS }
+    }
+}
+
+/// What a plan depends on besides the file.
+#[derive(Debug, Clone, Copy)]
+pub struct CompileOptions {
+    /// The processors of the machine that will run it. Only the default number of lanes depends on them.
+    pub cores: usize,
+    /// The kinds of components.
+    pub tables: Tables,
+}
+
+impl CompileOptions {
+    /// For a machine, with all kinds of this build.
+    #[must_use]
+    pub fn new(cores: usize) -> Self {
+        Self { cores, tables: Tables::all() }
+    }
 }
 
 /// Where a stage reads: an output of a stage that stands before it.
@@ -46,6 +128,8 @@ pub struct Plan {
     pub file: PathBuf,
     /// What it promises as a whole: the least of its paths.
     pub guarantee: Guarantee,
+    /// What each path from a source to a sink promises, and why.
+    pub paths: Vec<PathGuarantee>,
     /// Whether outputs and positions are committed in one transaction, which the sinks declare when they are built.
     pub transactional: bool,
     /// How often an epoch is committed while records move.

@@ -9,9 +9,10 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
+use super::budget::Reservation;
 use super::headers::Headers;
+use super::json;
 use super::partition::Partition;
-use crate::delivery::budget::Reservation;
 
 /// A range of a batch's bytes. A batch holds less than 4 GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,6 +65,10 @@ pub enum BodyFormat {
     Raw,
     /// One valid JSON value; if it is an object, its top-level fields are indexed.
     Json,
+    /// Written as it stands, in whatever format its sink writes: a dead letter.
+    Verbatim,
+    /// There is no body at all: a Kafka tombstone, which deletes its key. Its range is empty.
+    Absent,
 }
 
 /// The top-level fields of one body within the batch's index.
@@ -84,6 +89,24 @@ pub struct Field {
     pub value: ByteRange,
     /// Whether the key holds an escape, so that its bytes are not its name.
     pub escaped_key: bool,
+    /// Whether the value is a string that holds an escape, so that its bytes are not its text.
+    pub escaped_value: bool,
+}
+
+impl Field {
+    /// The same field in a copy of its text that stands `shift` bytes further on, counted around the end of `u32`.
+    #[must_use]
+    #[inline]
+    pub(crate) fn shifted(self, shift: u32) -> Self {
+        let moved =
+            |range: ByteRange| ByteRange { start: range.start.wrapping_add(shift), end: range.end.wrapping_add(shift) };
+        Self { key: moved(self.key), value: moved(self.value), ..self }
+    }
+}
+
+/// An index or a count of fields, which take a byte of the batch each.
+pub(crate) fn index_u32(index: usize) -> u32 {
+    u32::try_from(index).expect("a batch holds less than 4 GiB")
 }
 
 /// One record: ranges into its batch, and numbers.
@@ -91,9 +114,6 @@ pub struct Field {
 pub struct Record {
     /// The body.
     pub body: ByteRange,
-    /// Whether there is no body at all: a Kafka tombstone, which deletes its key. Its range is then empty, its format
-    /// raw, and codecs let it through.
-    pub tombstone: bool,
     /// What the body is known to be.
     pub format: BodyFormat,
     /// The top-level fields, if the body is a JSON object; `None` for any other body.
@@ -187,6 +207,15 @@ impl Batch {
         Some(&self.data.fields[start as usize..(start + len) as usize])
     }
 
+    /// The JSON text of a top-level field; of several with this name, the last. `None` if the body is no JSON object or
+    /// has no such field.
+    #[must_use]
+    pub fn field(&self, record: &Record, name: &str) -> Option<&[u8]> {
+        let fields = self.fields(record)?;
+        let at = json::find(self.bytes(), fields, name)?;
+        Some(self.slice(fields[at].value))
+    }
+
     /// The sum of the bodies and keys of its records, in bytes: what metrics count.
     #[must_use]
     pub fn payload_bytes(&self) -> u64 {
@@ -232,6 +261,8 @@ impl fmt::Debug for Batch {
 pub struct Draft<'a> {
     /// The body.
     pub body: &'a [u8],
+    /// What the body is known to be: raw until a codec has decoded it.
+    pub format: BodyFormat,
     /// The key.
     pub key: Option<&'a [u8]>,
     /// Encoded headers, as [`super::HeadersBuilder`] writes them or [`Headers::encoded`] gives them.
@@ -297,19 +328,41 @@ impl BatchBuilder {
         self.records.push(record);
     }
 
-    /// Copies a record in. Its body counts as raw until a codec has decoded it.
+    /// Copies a record in.
     pub fn push_copy(&mut self, draft: Draft<'_>) {
         let body = self.append(draft.body);
         let key = draft.key.map(|key| self.append(key));
         let headers = self.append(draft.headers);
         self.records.push(Record {
             body,
+            format: draft.format,
             key,
             headers,
             timestamp: draft.timestamp,
             offset: draft.offset,
             ..Record::default()
         });
+    }
+
+    /// Copies a record of another batch in, with the index of its fields.
+    pub fn push_from(&mut self, batch: &Batch, record: &Record) {
+        let body = self.append(batch.body(record));
+        let fields = batch.fields(record).map(|fields| {
+            let first = self.fields.len();
+            let shift = body.start.wrapping_sub(record.body.start);
+            self.fields.extend(fields.iter().map(|field| field.shifted(shift)));
+            FieldRange { start: index_u32(first), len: index_u32(fields.len()) }
+        });
+        self.push_with_body(batch, record, Record { body, fields, ..*record });
+    }
+
+    /// Adds a record whose body, and what is known of it, is already in these bytes; its key and headers are copied
+    /// from a record of another batch.
+    pub fn push_with_body(&mut self, batch: &Batch, from: &Record, body: Record) {
+        let key = batch.key(from).map(|key| self.append(key));
+        let headers =
+            if from.headers.is_empty() { ByteRange::default() } else { self.append(batch.slice(from.headers)) };
+        self.records.push(Record { key, headers, ..body });
     }
 
     /// The number of records so far.

@@ -40,6 +40,7 @@ impl<'a> Headers<'a> {
     }
 }
 
+#[expect(clippy::copy_iterator, reason = "it is a slice, and as cheap to pass on")]
 impl<'a> Iterator for Headers<'a> {
     type Item = Header<'a>;
 
@@ -66,6 +67,9 @@ pub struct HeadersBuilder {
 
 impl HeadersBuilder {
     /// Appends one header. A name longer than 64 KiB is cut there.
+    ///
+    /// # Panics
+    /// Never: the name is cut first.
     pub fn push(&mut self, name: &[u8], value: Option<&[u8]>) {
         let name = &name[..name.len().min(usize::from(u16::MAX))];
         self.encoded.extend_from_slice(&u16::try_from(name.len()).expect("cut above").to_le_bytes());

@@ -25,7 +25,7 @@ use crate::component::{
     Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, Problem, Sink, SinkConfig, SinkError,
     SinkTraits, Spanned, Touched,
 };
-use crate::record::{Batch, BodyFormat, Record};
+use crate::record::{Batch, BodyFormat, Record, json};
 use crate::runtime::Runtime;
 
 /// How long one request to the broker may take.
@@ -45,7 +45,7 @@ const LIMITS_AGE: Duration = Duration::from_mins(10);
 /// that the topic does not take (too large, or without a key where the topic is compacted) is rejected before it is sent.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct KafkaConfig {
+pub(crate) struct KafkaConfig {
     /// The brokers to ask first, as `host:port, host:port`; `embedded` for a cluster inside this process, which is for
     /// trying things out: nothing in it survives the process.
     brokers: Spanned<String>,
@@ -72,7 +72,7 @@ pub struct KafkaConfig {
 /// How batches are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Compression {
+pub(crate) enum Compression {
     /// Not at all.
     #[default]
     None,
@@ -283,12 +283,12 @@ fn encoded<'a>(
     record: &Record,
     scratch: &'a mut Vec<u8>,
 ) -> Result<Option<&'a [u8]>, String> {
-    if record.tombstone {
-        return Ok(None);
-    }
-    if codec == Codec::Json && record.format == BodyFormat::Json {
-        // It is written as it stands.
-        return Ok(Some(batch.body(record)));
+    match record.format {
+        BodyFormat::Absent => return Ok(None),
+        // These are written as they stand.
+        BodyFormat::Verbatim => return Ok(Some(batch.body(record))),
+        BodyFormat::Json if codec == Codec::Json => return Ok(Some(batch.body(record))),
+        BodyFormat::Json | BodyFormat::Raw => {}
     }
     scratch.clear();
     codec.encode(batch, record, scratch)?;
@@ -366,15 +366,8 @@ impl KeyPath {
 
     /// The key of a record: a string as it reads, any other value as its JSON text.
     fn of<'a>(&self, batch: &'a Batch, record: &Record) -> Option<Cow<'a, [u8]>> {
-        // A repeated field counts as it does elsewhere: the last one.
-        let field = batch.fields(record)?.iter().rev().find(|field| {
-            let name = batch.slice(field.key);
-            if field.escaped_key {
-                unescaped(name).as_deref() == Some(&*self.field)
-            } else {
-                name == self.field.as_bytes()
-            }
-        })?;
+        let fields = batch.fields(record)?;
+        let field = &fields[json::find(batch.bytes(), fields, &self.field)?];
         let value = batch.slice(field.value);
         if self.below.segments.is_empty() {
             return key_text(value);
@@ -394,17 +387,11 @@ impl KeyPath {
     }
 }
 
-/// The text between the quotes of a JSON string, unescaped.
-fn unescaped(inside: &[u8]) -> Option<String> {
-    serde_json::from_slice(&[b"\"", inside, b"\""].concat()).ok()
-}
-
-fn key_text(json: &[u8]) -> Option<Cow<'_, [u8]>> {
-    match json {
+fn key_text(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+    match value {
         b"null" => None,
-        [b'"', inside @ .., b'"'] if !inside.contains(&b'\\') => Some(Cow::Borrowed(inside)),
-        [b'"', inside @ .., b'"'] => unescaped(inside).map(|text| Cow::Owned(text.into_bytes())),
-        _ => Some(Cow::Borrowed(json)),
+        [b'"', inside @ .., b'"'] => Some(json::unescape(inside)),
+        _ => Some(Cow::Borrowed(value)),
     }
 }
 
@@ -414,7 +401,7 @@ pub(crate) mod tests {
     use crate::clients::kafka::config::OptionValue;
     use crate::clients::kafka::fixture::{Process, batch, check, draft, here, unique, write};
     use crate::component::BoxSink;
-    use crate::record::{ByteRange, Draft, Field, FieldRange};
+    use crate::record::Draft;
 
     pub(crate) fn config(topic: &str) -> KafkaConfig {
         KafkaConfig {
@@ -426,6 +413,13 @@ pub(crate) mod tests {
             tls: None,
             sasl: None,
             options: Options::new(),
+        }
+    }
+
+    impl KafkaConfig {
+        /// Writes to other brokers than the embedded ones.
+        pub(crate) fn set_brokers(&mut self, brokers: &str) {
+            self.brokers = here(brokers.to_owned());
         }
     }
 
@@ -454,22 +448,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_key_is_the_text_of_the_last_field_of_that_name() {
-        let body = r#"{"u":"first","u":{"id":7,"n\u0061me":"ada","tags":["a","b\"c"],"gone":null},"n":12.50}"#;
-        let batch = batch(&[draft(body)]);
-        let find = |text: &str| {
-            let start = body.find(text).unwrap();
-            ByteRange::new(start, start + text.len())
-        };
-        let field =
-            |key: &str, value: &str| Field { key: find(key), value: find(value), escaped_key: key.contains('\\') };
-        let object = &body[body.find(r#"{"id""#).unwrap()..=body.find("null}").unwrap() + 4];
-        let fields = [field("u", r#""first""#), field("u", object), field("n\"", "12.50")];
-        let batch = batch.reindexed(|_, records, index| {
-            index.extend(
-                fields.map(|field| Field { key: ByteRange { end: field.key.start + 1, ..field.key }, ..field }),
-            );
-            records[0].fields = Some(FieldRange { start: 0, len: 3 });
-        });
+        let body = r#"{"u":"first","\u0075":{"id":7,"n\u0061me":"ada","tags":["a","b\"c"],"gone":null},"n":12.50,"s":"a\u0062"}"#;
+        let batch = Codec::Json.decode(batch(&[draft(body)]), &mut Vec::new());
         let key = |path: &str| {
             let path = KeyPath::parse(&here(path.to_owned()), &mut check()).unwrap();
             path.of(&batch, &batch.records()[0]).map(|key| String::from_utf8(key.into_owned()).unwrap())
@@ -478,6 +458,7 @@ pub(crate) mod tests {
         assert_eq!(key(".u.name").as_deref(), Some("ada"));
         assert_eq!(key(".u.tags[-1]").as_deref(), Some("b\"c"));
         assert_eq!(key(".n").as_deref(), Some("12.50"));
+        assert_eq!(key(".s").as_deref(), Some("ab"));
         assert_eq!(key(".u.gone"), None);
         assert_eq!(key(".other"), None);
     }

@@ -1,5 +1,11 @@
 //! What must survive the process.
 
+mod disk;
+mod instance;
+mod memory;
 mod store;
 
-pub use store::{Store, StoreError};
+pub use disk::DiskStore;
+pub use instance::{DataDir, instance_id};
+pub use memory::MemoryStore;
+pub use store::{Entries, Store, StoreError};

@@ -1,1 +1,47 @@
 //! What runs: stages, channels, epochs, supervision. The only code that spawns tasks and owns channels.
+
+mod backoff;
+mod bottleneck;
+mod channel;
+mod commits;
+mod epoch;
+mod failure;
+mod host;
+mod inputs;
+mod ledger;
+mod outputs;
+mod pace;
+mod parts;
+mod progress;
+mod report;
+mod stage;
+mod supervisor;
+mod trouble;
+mod wiring;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+pub use host::Host;
+pub use supervisor::PipelineEnd;
+
+use crate::plan::Plan;
+
+/// Runs pipelines beside each other until each has ended; none notices the failure of another. After `stop` each closes
+/// its epoch, commits it and ends.
+pub async fn run(plans: Vec<Plan>, host: Host, stop: CancellationToken) -> Vec<(Arc<str>, PipelineEnd)> {
+    let pipelines: Vec<_> = plans
+        .into_iter()
+        .map(|plan| {
+            let name = Arc::clone(&plan.name);
+            (name, host.runtime.spawn(supervisor::supervise(plan, host.clone(), stop.clone())))
+        })
+        .collect();
+    let mut ends = Vec::new();
+    for (name, pipeline) in pipelines {
+        let end = pipeline.await.unwrap_or_else(|error| PipelineEnd::Failed(format!("the supervisor died: {error}")));
+        ends.push((name, end));
+    }
+    ends
+}

@@ -32,7 +32,7 @@ use super::raw::{GroupMetadata, Messages, PartitionQueue};
 use crate::component::{EpochRequests, Pulled, SourceError};
 use crate::delivery::{CommitPositions, Positions};
 use crate::observe::StageMetrics;
-use crate::record::{BatchBuilder, ByteRange, HeadersBuilder, Partition, Position, Record, Timestamp};
+use crate::record::{BatchBuilder, BodyFormat, ByteRange, HeadersBuilder, Partition, Position, Record, Timestamp};
 use crate::runtime::Runtime;
 
 /// How long a revoke waits for the epoch to close.
@@ -888,7 +888,7 @@ fn copy(
             if headers.encoded().is_empty() { ByteRange::default() } else { batch.append(headers.encoded()) };
         batch.push(Record {
             body,
-            tombstone: message.payload().is_none(),
+            format: if message.payload().is_none() { BodyFormat::Absent } else { BodyFormat::Raw },
             key,
             headers: header_range,
             timestamp: message.timestamp().map_or(now, Timestamp),

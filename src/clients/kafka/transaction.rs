@@ -161,6 +161,10 @@ impl Transaction for KafkaTransaction {
         })
     }
 
+    fn longest_open(&self) -> Duration {
+        self.inner.producer.transaction_timeout() / 2
+    }
+
     fn commit(&self, _: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed> {
         Box::pin(async move {
             let (done, answer) = oneshot::channel();
@@ -231,10 +235,10 @@ impl Inner {
         }
     }
 
-    /// Ends a transaction that has been open for half its time-out: the broker would abort it soon, which the producer
-    /// does not survive, and until then readers of committed data wait.
+    /// Ends a transaction that nobody has ended in time: the broker would abort it soon, which the producer does not
+    /// survive, and until then readers of committed data wait. The coordinator comes first, at half the time-out.
     fn watch(&self) {
-        let limit = self.producer.transaction_timeout() / 2;
+        let limit = self.producer.transaction_timeout() * 3 / 4;
         let mut phase = self.phase();
         let Phase::Open { since } = *phase else { return };
         if self.now().duration_since(since) < limit {
@@ -242,7 +246,10 @@ impl Inner {
         }
         *phase = Phase::Ending;
         drop(phase);
-        let why = format!("the epoch did not close within {limit:?}, half of the transaction's time-out");
+        let why = format!(
+            "the epoch did not close within {limit:?}, while the broker ends a transaction at {:?}",
+            self.producer.transaction_timeout()
+        );
         tracing::warn!(pipeline = %self.producer.settings().pipeline, "transaction aborted: {why}");
         if let Some(live) = self.producer.current() {
             let _ = self.abort_open(&live);
@@ -527,4 +534,169 @@ impl Inner {
 /// Whether an error says that a newer producer has the same identity.
 fn is_fencing(code: Code) -> bool {
     matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr as Error};
+
+    use super::*;
+    use crate::clients::kafka::fixture::{Process, bodies, draft, positions, pull, run, unique, write};
+    use crate::clients::kafka::raw::MockBroker;
+    use crate::component::{BoxSink, BoxSource, Pulled};
+    use crate::sinks::kafka::tests as sinks;
+    use crate::sources::kafka::tests as sources;
+
+    /// A transactional pipeline from one topic of its own broker to another.
+    struct Pipeline {
+        broker: MockBroker,
+        process: Process,
+        source: BoxSource,
+        sink: BoxSink,
+        transaction: Arc<dyn Transaction>,
+    }
+
+    impl Pipeline {
+        async fn start(records: usize) -> Self {
+            let broker = MockBroker::start().unwrap();
+            broker.create_topic("in", 1);
+            broker.create_topic("out", 1);
+            let mut config = sinks::config("in");
+            config.set_brokers(&broker.address());
+            let mut feed = sinks::sink_to(&Process::new("feed", false), config).await;
+            let texts: Vec<String> = (0..records).map(|n| format!("{n:04}")).collect();
+            write(&mut feed, &texts.iter().map(|text| draft(text)).collect::<Vec<_>>()).await;
+
+            let process = Process::new("one", true);
+            let mut config = sources::config(&unique("group"), "in");
+            config.set_brokers(&broker.address());
+            let (source, _) = process.source(&sources::compiled(config));
+            let mut config = sinks::config("out");
+            config.set_brokers(&broker.address());
+            let sink = process.sink(&sinks::compiled(config));
+            let transaction = process.clients.transaction().unwrap();
+            Self { broker, process, source, sink, transaction }
+        }
+
+        /// Starts a run, reads so many records and writes them.
+        async fn run(&mut self, records: usize) -> Vec<Pulled> {
+            self.transaction.fence().await.unwrap();
+            self.sink.open().await.unwrap();
+            let (cx, _requests) = run();
+            let pulled = pull(&mut self.source, cx, records).await.unwrap();
+            for Pulled { batch, .. } in &pulled {
+                let answer = self.sink.write(Arc::new(batch.clone())).await.unwrap();
+                assert_eq!(answer.await.unwrap().refused, []);
+            }
+            pulled
+        }
+
+        async fn commit(&self, pulled: &[Pulled]) -> Committed {
+            self.transaction.commit(1, vec![SourceOffsets { source: "in".into(), positions: positions(pulled) }]).await
+        }
+
+        /// What the group has committed, as the broker tells it.
+        async fn committed(&self) -> Option<i64> {
+            let group = self.process.clients.shared(PipelineGroups::default).get("in").unwrap();
+            let partition = crate::record::Partition { source: "in".into(), topic: "in".into(), number: 0 };
+            let reload = move || group.reload_committed(&[Arc::new(partition)]).unwrap().into_values().next();
+            crate::runtime::Runtime::system().blocking(reload).await
+        }
+
+        fn fail_next(&self, request: RDKafkaApiKey, errors: &[Error]) {
+            self.broker.fail_next(request as i16, errors);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn outputs_and_offsets_are_committed_together() {
+        let mut pipeline = Pipeline::start(10).await;
+        let pulled = pipeline.run(10).await;
+        assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
+        assert_eq!(pipeline.committed().await, Some(10));
+        // Nothing moved since.
+        assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_epoch_without_outputs_commits_its_offsets() {
+        let mut pipeline = Pipeline::start(10).await;
+        pipeline.transaction.fence().await.unwrap();
+        pipeline.sink.open().await.unwrap();
+        let (cx, _requests) = run();
+        let pulled = pull(&mut pipeline.source, cx, 10).await.unwrap();
+        assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
+        assert_eq!(pipeline.committed().await, Some(10));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_in_doubt_is_asked_for_until_it_is_known() {
+        let mut pipeline = Pipeline::start(10).await;
+        let pulled = pipeline.run(10).await;
+        let away = [Error::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE; 5];
+        pipeline.fail_next(RDKafkaApiKey::EndTxn, &away);
+        assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
+        assert_eq!(pipeline.committed().await, Some(10));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn offsets_that_the_group_refuses_abort_the_transaction() {
+        let mut pipeline = Pipeline::start(10).await;
+        let pulled = pipeline.run(10).await;
+        pipeline.fail_next(RDKafkaApiKey::TxnOffsetCommit, &[Error::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION]);
+        assert!(matches!(pipeline.commit(&pulled).await, Committed::Aborted(_)));
+        assert_eq!(pipeline.committed().await, None);
+        // Nothing more is written in the run that failed, and the next one repeats it.
+        let stale = pipeline.sink.write(Arc::new(pulled[0].batch.clone())).await;
+        assert!(matches!(stale.map(drop), Err(SinkError::Rewind(_))));
+        let again = pipeline.run(10).await;
+        assert_eq!(bodies(&again), bodies(&pulled));
+        assert_eq!(pipeline.commit(&again).await, Committed::Yes);
+        assert_eq!(pipeline.committed().await, Some(10));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn after_a_fencing_the_broker_tells_whether_the_epoch_happened() {
+        let mut pipeline = Pipeline::start(10).await;
+        let pulled = pipeline.run(10).await;
+        // The mock takes the offsets when they are sent, not when the transaction ends: as if the commit had been
+        // done, and only its answer lost.
+        pipeline.fail_next(RDKafkaApiKey::EndTxn, &[Error::RD_KAFKA_RESP_ERR_PRODUCER_FENCED]);
+        assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
+        assert_eq!(pipeline.committed().await, Some(10));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_process_that_is_fenced_twice_gives_up() {
+        let mut pipeline = Pipeline::start(20).await;
+        let pulled = pipeline.run(10).await;
+        let fenced = [Error::RD_KAFKA_RESP_ERR_PRODUCER_FENCED];
+        pipeline.fail_next(RDKafkaApiKey::AddOffsetsToTxn, &fenced);
+        assert!(matches!(pipeline.commit(&pulled).await, Committed::Aborted(_)));
+        let pulled = pipeline.run(10).await;
+        pipeline.fail_next(RDKafkaApiKey::AddOffsetsToTxn, &fenced);
+        let outcome = pipeline.commit(&pulled).await;
+        let Committed::Fenced(why) = outcome else { panic!("{outcome:?}") };
+        assert!(why.contains("instance `one`"), "{why}");
+        assert!(pipeline.transaction.fence().await.is_err(), "nor is the identity taken back at once");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_transaction_that_nobody_ends_is_aborted_in_time() {
+        let mut pipeline = Pipeline::start(10).await;
+        let pulled = pipeline.run(10).await;
+        let limit = pipeline.transaction.longest_open() * 2;
+        let why = tokio::time::timeout(limit, async {
+            loop {
+                match pipeline.sink.write(Arc::new(pulled[0].batch.clone())).await {
+                    Ok(_) => tokio::task::yield_now().await,
+                    Err(why) => break why,
+                }
+                tokio::time::sleep(WATCH).await;
+            }
+        });
+        assert!(matches!(why.await.unwrap(), SinkError::Rewind(_)));
+        assert!(matches!(pipeline.commit(&pulled).await, Committed::Aborted(_)));
+        assert_eq!(pipeline.committed().await, None);
+    }
 }

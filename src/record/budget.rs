@@ -28,11 +28,12 @@ impl Budget {
         Self(Arc::new(Account { limit, used: AtomicU64::new(0), released: AtomicU64::new(0), freed: Notify::new() }))
     }
 
-    /// Charges bytes at once, over the limit if need be. They are given back when the reservation is dropped.
+    /// Charges bytes at once, over the limit if need be. They are given back when the reservation is dropped. A source
+    /// names itself as the owner, so that it knows when none of its batches is left.
     #[must_use]
-    pub fn overdraw(&self, bytes: u64) -> Reservation {
+    pub fn charge(&self, bytes: u64, owner: Option<Owner>) -> Reservation {
         self.0.used.fetch_add(bytes, Ordering::AcqRel);
-        Reservation { account: Arc::clone(&self.0), bytes }
+        Reservation { account: Arc::clone(&self.0), bytes, owner }
     }
 
     /// Bytes in use.
@@ -53,17 +54,29 @@ impl Budget {
         self.0.released.load(Ordering::Acquire)
     }
 
-    /// Waits until fewer than `limit` bytes are in use.
-    pub async fn below(&self, limit: u64) {
+    /// Waits until `enough` holds; it is asked again whenever bytes are given back.
+    pub async fn wait_until(&self, mut enough: impl FnMut(&Self) -> bool) {
         loop {
             let freed = self.0.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            if self.used() < limit {
+            if enough(self) {
                 return;
             }
             freed.await;
         }
+    }
+}
+
+/// Whose batches are out: cloned into each reservation of one source.
+#[derive(Debug, Clone, Default)]
+pub struct Owner(Arc<()>);
+
+impl Owner {
+    /// Whether none of the owner's batches is left in the pipeline. The owner itself keeps one handle.
+    #[must_use]
+    pub fn has_none_out(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
     }
 }
 
@@ -72,10 +85,13 @@ impl Budget {
 pub struct Reservation {
     account: Arc<Account>,
     bytes: u64,
+    owner: Option<Owner>,
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        // The owner's handle must be gone before anyone is woken to look at it.
+        self.owner = None;
         self.account.used.fetch_sub(self.bytes, Ordering::AcqRel);
         self.account.released.fetch_add(self.bytes, Ordering::AcqRel);
         self.account.freed.notify_waiters();

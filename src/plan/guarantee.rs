@@ -1,0 +1,212 @@
+//! What each path from a source to a sink promises, and why.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Guarantee, SinkStage, SourceStage, TransformStage, Upstream};
+use crate::component::{Acknowledges, HumanDuration, KeepsPositions, Problem, Span, Spanned};
+
+/// What one path promises.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathGuarantee {
+    /// Where it begins.
+    pub source: Arc<str>,
+    /// Where it ends.
+    pub sink: Arc<str>,
+    /// What it promises.
+    pub guarantee: Guarantee,
+    /// Why that, and no more.
+    pub reason: String,
+}
+
+/// The parts of a plan that decide what it promises.
+#[derive(Debug)]
+pub(super) struct Parts<'a> {
+    pub(super) sources: &'a [SourceStage],
+    pub(super) transforms: &'a [TransformStage],
+    pub(super) sinks: &'a [SinkStage],
+    pub(super) dead_letter: Option<&'a SinkStage>,
+    pub(super) commit_interval: Duration,
+    /// What the file asks for.
+    pub(super) stated: Option<Guarantee>,
+}
+
+impl Parts<'_> {
+    /// The kind whose transaction can hold all sources, all sinks and the dead letter.
+    pub(super) fn shared_transaction(&self) -> Option<&'static str> {
+        let kind = self.sources.first()?.compiled.traits.transactional_with?;
+        let sources = self.sources.iter().all(|source| source.compiled.traits.transactional_with == Some(kind));
+        let sinks = self.all_sinks().all(|sink| sink.compiled.traits.transactional_with == Some(kind));
+        (sources && sinks).then_some(kind)
+    }
+
+    fn all_sinks(&self) -> impl Iterator<Item = &SinkStage> {
+        self.sinks.iter().chain(self.dead_letter)
+    }
+
+    /// Every path, by sink.
+    pub(super) fn paths(&self) -> Vec<PathGuarantee> {
+        let mut paths = Vec::new();
+        for sink in self.sinks {
+            let reached = self.sources_of(&sink.from);
+            paths.extend(
+                self.sources
+                    .iter()
+                    .zip(reached)
+                    .filter(|(_, reached)| *reached)
+                    .map(|(source, _)| self.path(source, sink)),
+            );
+        }
+        if let Some(dead_letter) = self.dead_letter {
+            paths.extend(self.sources.iter().map(|source| self.path(source, dead_letter)));
+        }
+        paths
+    }
+
+    /// For each source, whether its records come to a stage that reads these.
+    fn sources_of(&self, from: &[Upstream]) -> Vec<bool> {
+        let mut sources = vec![false; self.sources.len()];
+        let mut transforms = vec![false; self.transforms.len()];
+        let mut next = from.to_vec();
+        while let Some(upstream) = next.pop() {
+            match upstream {
+                Upstream::Source(at) => sources[at] = true,
+                Upstream::Transform(at, _) => {
+                    if !std::mem::replace(&mut transforms[at], true) {
+                        next.extend(&self.transforms[at].from);
+                    }
+                }
+            }
+        }
+        sources
+    }
+
+    fn path(&self, source: &SourceStage, sink: &SinkStage) -> PathGuarantee {
+        let (guarantee, reason) = self.judge(source, sink);
+        PathGuarantee { source: Arc::clone(&source.name), sink: Arc::clone(&sink.name), guarantee, reason }
+    }
+
+    fn judge(&self, source: &SourceStage, sink: &SinkStage) -> (Guarantee, String) {
+        if let Some(window) = loss_at_source(source, self.commit_interval) {
+            return (Guarantee::AtMostOnce, window);
+        }
+        if let Some(window) = loss_at_sink(sink) {
+            return (Guarantee::AtMostOnce, window);
+        }
+        let transaction = self.shared_transaction();
+        if self.stated == Some(Guarantee::ExactlyOnce)
+            && let Some(kind) = transaction
+        {
+            let reason =
+                format!("outputs and the positions of `{}` are committed in one {kind} transaction", source.name);
+            return (Guarantee::ExactlyOnce, reason);
+        }
+        let mut reason = format!(
+            "after a crash `{}` is read again from its last commit, so some records may come twice",
+            source.name
+        );
+        let traits = &sink.compiled.traits;
+        if traits.idempotent_by_key {
+            reason.push_str("; the second replaces the first by its key, so in effect once");
+        } else if traits.acknowledges == Acknowledges::Received {
+            reason.push_str("; `");
+            reason.push_str(&sink.name);
+            reason.push_str("` says that records were received, not that they are durable");
+        } else if transaction.is_some() {
+            reason.push_str("; `guarantee: exactly_once` is possible here");
+        }
+        (Guarantee::AtLeastOnce, reason)
+    }
+}
+
+/// What a crash loses at a source, if it loses anything.
+fn loss_at_source(source: &SourceStage, interval: Duration) -> Option<String> {
+    (source.compiled.traits.keeps_positions == KeepsPositions::Nowhere).then(|| {
+        format!(
+            "what `{}` has read cannot be read again: a crash loses what came since the last commit (up to {} ago, or \
+             longer if a sink is slow)",
+            source.name,
+            HumanDuration(interval)
+        )
+    })
+}
+
+/// What a crash loses at a sink, if it loses anything.
+fn loss_at_sink(sink: &SinkStage) -> Option<String> {
+    (sink.compiled.traits.acknowledges == Acknowledges::Nothing).then(|| {
+        format!("`{}` acknowledges nothing: what it was given and did not keep is lost without a trace", sink.name)
+    })
+}
+
+/// Where the stages stand in the file.
+pub(super) struct Places {
+    pub(super) sources: Vec<Span>,
+    pub(super) sinks: Vec<Span>,
+    pub(super) dead_letter: Option<Span>,
+}
+
+/// Reports what the file asks for and cannot have; warns of paths that lose records if the file does not say that they
+/// may.
+pub(super) fn check(
+    parts: &Parts<'_>,
+    stated: Option<&Spanned<Guarantee>>,
+    places: &Places,
+    problems: &mut Vec<Problem>,
+) {
+    match stated {
+        Some(stated) if stated.value == Guarantee::AtMostOnce => {}
+        Some(stated) => {
+            let blamed = if stated.value == Guarantee::ExactlyOnce { outside(parts) } else { losses(parts) };
+            let words = format!("the guarantee `{}` cannot be held", stated.value.word());
+            let help = match stated.value {
+                Guarantee::ExactlyOnce => {
+                    "exactly once needs a `kafka` source and `kafka` sinks of one cluster, the dead letter included; \
+                     everything else is at least once at best"
+                }
+                _ => "say `guarantee: at_most_once` if a loss is acceptable",
+            };
+            for why in blamed {
+                problems.push(Problem::error(stated.span, format!("{words}: {why}")).help(help));
+            }
+        }
+        None => {
+            let accept = "say `guarantee: at_most_once` if this is acceptable";
+            for (source, span) in parts.sources.iter().zip(&places.sources) {
+                if let Some(window) = loss_at_source(source, parts.commit_interval) {
+                    let words = format!("records of `{}` are delivered at most once: {window}", source.name);
+                    problems.push(Problem::warning(*span, words).help(accept));
+                }
+            }
+            for (sink, span) in parts.all_sinks().zip(places.sinks.iter().chain(&places.dead_letter)) {
+                if let Some(window) = loss_at_sink(sink) {
+                    let words = format!("records for `{}` are delivered at most once: {window}", sink.name);
+                    problems.push(Problem::warning(*span, words).help(accept));
+                }
+            }
+        }
+    }
+}
+
+/// How stages lose records.
+fn losses(parts: &Parts<'_>) -> Vec<String> {
+    let sources = parts.sources.iter().filter_map(|source| loss_at_source(source, parts.commit_interval));
+    sources.chain(parts.all_sinks().filter_map(loss_at_sink)).collect()
+}
+
+/// What keeps stages out of the transaction that most of the pipeline could be in.
+fn outside(parts: &Parts<'_>) -> Vec<String> {
+    let of_sources = parts.sources.iter().map(|source| source.compiled.traits.transactional_with);
+    let of_sinks = parts.all_sinks().map(|sink| sink.compiled.traits.transactional_with);
+    let kind = of_sources.chain(of_sinks).flatten().next();
+    let is_outside = |of: Option<&str>| of.is_none() || of != kind;
+    let transaction = kind.map_or_else(|| "a transaction".to_owned(), |kind| format!("a {kind} transaction"));
+    let sources = parts.sources.iter().filter(|source| is_outside(source.compiled.traits.transactional_with));
+    let sources = sources.map(|SourceStage { name, kind, .. }| {
+        format!("the positions of `{name}`, a `{kind}` source as configured here, cannot be part of {transaction}")
+    });
+    let sinks = parts.all_sinks().filter(|sink| is_outside(sink.compiled.traits.transactional_with));
+    let sinks = sinks.map(|SinkStage { name, kind, .. }| {
+        format!("what `{name}` writes, a `{kind}` sink as configured here, cannot be part of {transaction}")
+    });
+    sources.chain(sinks).collect()
+}

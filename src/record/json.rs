@@ -1,1 +1,0 @@
-//! The lazy JSON body.

@@ -1,0 +1,120 @@
+//! Where the positions of a pipeline are committed: the store, the sources themselves, or a transaction.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::component::KeepsPositions;
+use crate::delivery::{CommitPositions, Committed, Positions, SourceOffsets, Transaction, checkpoint};
+use crate::state::Store;
+
+/// What became of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Committed,
+    Aborted(String),
+    Fenced(String),
+}
+
+/// One source's place in the ledger.
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) source: Arc<str>,
+    pub(super) keeps: KeepsPositions,
+    /// How it commits by itself; `None` unless it keeps its positions itself.
+    pub(super) own: Option<Arc<dyn CommitPositions>>,
+    /// What this process knows to be committed.
+    pub(super) committed: Mutex<Arc<Positions>>,
+}
+
+impl Account {
+    /// What this process knows to be committed.
+    pub(super) fn committed(&self) -> Arc<Positions> {
+        Arc::clone(&self.committed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds what has been committed.
+    fn add(&self, positions: Positions) {
+        let mut committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut committed).extend(positions);
+    }
+}
+
+/// The positions of all sources of a pipeline. It outlives runs.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    pub(super) scope: String,
+    pub(super) accounts: Vec<Account>,
+    pub(super) store: Arc<dyn Store>,
+    /// Commits outputs and positions together, if the pipeline has that.
+    pub(super) transaction: Option<Arc<dyn Transaction>>,
+}
+
+impl Ledger {
+    /// Reads what is committed in the store, for the sources that keep their positions there.
+    pub(super) async fn load(&self) -> Result<(), String> {
+        if self.accounts.iter().all(|account| account.keeps != KeepsPositions::Store) {
+            return Ok(());
+        }
+        let entries = self.store.load(&self.scope).await.map_err(|error| error.to_string())?;
+        for account in self.accounts.iter().filter(|account| account.keeps == KeepsPositions::Store) {
+            account.add(checkpoint::decode(&account.source, &entries)?);
+        }
+        Ok(())
+    }
+
+    /// Makes the positions of an epoch durable: one list for each source, in the order of the plan.
+    pub(super) async fn commit(&self, epoch: u64, positions: Vec<Positions>) -> Outcome {
+        let outcome = match &self.transaction {
+            Some(transaction) => self.commit_in(&**transaction, epoch, &positions).await,
+            None => self.commit_apart(epoch, &positions).await,
+        };
+        if outcome == Outcome::Committed {
+            for (account, positions) in self.accounts.iter().zip(positions) {
+                account.add(positions);
+            }
+        }
+        outcome
+    }
+
+    async fn commit_in(&self, transaction: &dyn Transaction, epoch: u64, positions: &[Positions]) -> Outcome {
+        let offsets = self.accounts.iter().zip(positions).filter(|(_, positions)| !positions.is_empty());
+        let offsets = offsets
+            .map(|(account, positions)| SourceOffsets {
+                source: Arc::clone(&account.source),
+                positions: positions.clone(),
+            })
+            .collect();
+        match transaction.commit(epoch, offsets).await {
+            Committed::Yes => Outcome::Committed,
+            Committed::Aborted(error) => Outcome::Aborted(error),
+            Committed::Fenced(error) => Outcome::Fenced(error),
+        }
+    }
+
+    /// All sinks hold the records: positions may follow, each where it is kept.
+    async fn commit_apart(&self, epoch: u64, positions: &[Positions]) -> Outcome {
+        let mut stored = Vec::new();
+        for (account, positions) in self.accounts.iter().zip(positions) {
+            if positions.is_empty() {
+                continue;
+            }
+            match (account.keeps, &account.own) {
+                (KeepsPositions::Store, _) => stored.extend(checkpoint::encode(positions)),
+                (KeepsPositions::Source, Some(own)) => {
+                    if let Err(error) = own.commit(epoch, positions.clone()).await {
+                        return Outcome::Aborted(format!(
+                            "cannot commit the positions of `{}`: {error}",
+                            account.source
+                        ));
+                    }
+                }
+                (KeepsPositions::Source | KeepsPositions::Nowhere, _) => {}
+            }
+        }
+        if !stored.is_empty()
+            && let Err(error) = self.store.commit(&self.scope, stored).await
+        {
+            return Outcome::Aborted(format!("cannot store positions: {error}"));
+        }
+        Outcome::Committed
+    }
+}

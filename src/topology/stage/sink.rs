@@ -1,0 +1,267 @@
+//! The stage around a sink: writes in order, keeps several batches in flight, settles them in order, and answers for a
+//! barrier when everything before it is durable.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesOrdered;
+use tokio::sync::Mutex;
+
+use super::super::backoff::Backoff;
+use super::super::channel::Item;
+use super::super::failure::Failure;
+use super::super::inputs::Inputs;
+use super::super::outputs::Rejects;
+use super::super::report::Report;
+use super::{Spent, StageContext, Stopwatch};
+use crate::clock::Instant;
+use crate::component::{BoxSink, Refusal, Settled, SinkError};
+use crate::delivery::DeadLetterForm;
+use crate::record::{Batch, Rejected};
+
+/// How many batches a sink may have in flight.
+const IN_FLIGHT: usize = 32;
+
+/// One instance of a sink, with all that it reads.
+pub(in crate::topology) struct SinkTask {
+    pub(in crate::topology) cx: StageContext,
+    /// The number under which it answers for barriers.
+    pub(in crate::topology) index: usize,
+    /// The sink outlives the run: a client keeps its connections.
+    pub(in crate::topology) sink: Arc<Mutex<BoxSink>>,
+    pub(in crate::topology) inputs: Inputs,
+    pub(in crate::topology) rejects: Rejects,
+    /// Whether it is the dead letter: what it refuses is cut, and written again.
+    pub(in crate::topology) is_dead_letter: bool,
+    /// Whether it writes nothing between its barrier and the commit.
+    pub(in crate::topology) transactional: bool,
+}
+
+/// How many bytes of a letter's body are kept if the dead letter refuses it whole: first half of what Kafka takes by default,
+/// then what any sink takes.
+const CUTS: [usize; 2] = [512 << 10, 16 << 10];
+
+/// How often the log repeats why a sink waits.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+
+/// What is in flight, in order.
+enum InFlight {
+    /// A batch, and what became of it.
+    Batch(Arc<Batch>, Result<Settled, SinkError>),
+    /// Everything written before this barrier has its answer once this is at the front.
+    Barrier(u64),
+}
+
+/// What a sink stage wakes up for.
+enum Wake {
+    Settled(InFlight),
+    Item(Item),
+}
+
+impl SinkTask {
+    /// Writes until the run is torn down, or something fails.
+    pub(in crate::topology) async fn run(mut self) -> Result<(), Failure> {
+        let sink = Arc::clone(&self.sink);
+        let mut sink = sink.lock().await;
+        let mut in_flight: FuturesOrdered<BoxFuture<'static, InFlight>> = FuturesOrdered::new();
+        let mut watch = Stopwatch::start(self.cx.runtime.clock());
+        loop {
+            let waits_for_answers = in_flight.len() >= IN_FLIGHT;
+            let wake = tokio::select! {
+                biased;
+                Some(settled) = in_flight.next(), if !in_flight.is_empty() => Wake::Settled(settled),
+                item = self.inputs.next(), if !waits_for_answers => Wake::Item(item?),
+            };
+            watch.lap(&self.cx.metrics, if waits_for_answers { Spent::Blocked } else { Spent::Idle });
+            match wake {
+                Wake::Settled(InFlight::Batch(batch, outcome)) => self.settle(&mut sink, batch, outcome).await?,
+                Wake::Settled(InFlight::Barrier(epoch)) => self.answer(epoch).await?,
+                Wake::Item(Item::Batch(batch)) => {
+                    let metrics = &self.cx.metrics;
+                    metrics.received_records.inc_by(batch.len() as u64);
+                    metrics.received_bytes.inc_by(batch.payload_bytes());
+                    let batch = Arc::new(batch);
+                    let answer = self.write(&mut sink, &batch).await?;
+                    in_flight.push_back(Box::pin(async move {
+                        let outcome = answer.await;
+                        InFlight::Batch(batch, outcome)
+                    }));
+                }
+                Wake::Item(Item::Barrier(epoch)) => {
+                    self.flush(&mut sink).await?;
+                    in_flight.push_back(Box::pin(async move { InFlight::Barrier(epoch) }));
+                    if self.transactional {
+                        self.fall_silent(&mut sink, &mut in_flight, epoch).await?;
+                    }
+                }
+            }
+            watch.lap(&self.cx.metrics, Spent::Busy);
+        }
+    }
+
+    /// Settles what is in flight, answers for the epoch, and waits for its commit: what is written in between would be
+    /// committed with it, and a crash would write it again.
+    async fn fall_silent(
+        &mut self,
+        sink: &mut BoxSink,
+        in_flight: &mut FuturesOrdered<BoxFuture<'static, InFlight>>,
+        epoch: u64,
+    ) -> Result<(), Failure> {
+        while let Some(settled) = in_flight.next().await {
+            match settled {
+                InFlight::Batch(batch, outcome) => self.settle(sink, batch, outcome).await?,
+                InFlight::Barrier(epoch) => self.answer(epoch).await?,
+            }
+        }
+        self.cx.commits.wait_for(epoch).await;
+        Ok(())
+    }
+
+    /// Hands a batch to the sink, however long it takes.
+    async fn write(
+        &self,
+        sink: &mut BoxSink,
+        batch: &Arc<Batch>,
+    ) -> Result<BoxFuture<'static, Result<Settled, SinkError>>, Failure> {
+        let mut retry = Retry::new(&self.cx);
+        loop {
+            match sink.write(Arc::clone(batch)).await {
+                Ok(answer) => return Ok(answer),
+                Err(SinkError::Retry(error)) => retry.wait(&error).await,
+                Err(SinkError::Rewind(error)) => return Err(Failure::Rewind(error)),
+                Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
+                Err(SinkError::Reject(error)) => {
+                    return Ok(Box::pin(async move { Err(SinkError::Reject(error)) }));
+                }
+            }
+        }
+    }
+
+    /// Deals with the outcome of a batch. One that is to be tried again holds up all behind it, so that order is kept.
+    async fn settle(
+        &self,
+        sink: &mut BoxSink,
+        batch: Arc<Batch>,
+        mut outcome: Result<Settled, SinkError>,
+    ) -> Result<(), Failure> {
+        let mut retry = Retry::new(&self.cx);
+        let mut refused: Vec<Refusal> = loop {
+            match outcome {
+                Ok(settled) => break settled.refused,
+                Err(SinkError::Reject(error)) => {
+                    break (0..batch.len()).map(|record| Refusal { record, error: error.clone() }).collect();
+                }
+                Err(SinkError::Retry(error)) => {
+                    retry.wait(&error).await;
+                    outcome = self.write(sink, &batch).await?.await;
+                }
+                Err(SinkError::Rewind(error)) => return Err(Failure::Rewind(error)),
+                Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
+            }
+        };
+        if self.is_dead_letter && !refused.is_empty() {
+            refused = self.write_cut(sink, &batch, refused).await?;
+        }
+        let delivered = (batch.len() - refused.len()) as u64;
+        self.cx.metrics.sent_records.inc_by(delivered);
+        self.cx.metrics.sent_bytes.inc_by(batch.payload_bytes());
+        let rejected = refused
+            .into_iter()
+            .map(|Refusal { record, error }| {
+                let record = batch.records()[record];
+                Rejected { batch: batch.with_records(vec![record]), error }
+            })
+            .collect();
+        self.rejects.handle(rejected).await
+    }
+
+    /// Writes letters that were refused again, cut. What is refused even then is returned.
+    async fn write_cut(
+        &self,
+        sink: &mut BoxSink,
+        batch: &Batch,
+        mut refused: Vec<Refusal>,
+    ) -> Result<Vec<Refusal>, Failure> {
+        for most in CUTS {
+            let records: Vec<_> = refused.iter().map(|refusal| batch.records()[refusal.record]).collect();
+            let cut = Arc::new(DeadLetterForm::cut(batch, &records, most));
+            tracing::warn!(component = %self.cx.name, records = records.len(), "{}; cut to {most} bytes", refused[0].error);
+            match self.write(sink, &cut).await?.await {
+                Ok(settled) if settled.refused.is_empty() => return Ok(Vec::new()),
+                Ok(settled) => {
+                    let again = settled
+                        .refused
+                        .into_iter()
+                        .map(|Refusal { record, error }| Refusal { record: refused[record].record, error });
+                    refused = again.collect();
+                }
+                Err(error) => return Err(Failure::Rewind(error.to_string())),
+            }
+        }
+        Ok(refused)
+    }
+
+    async fn flush(&self, sink: &mut BoxSink) -> Result<(), Failure> {
+        let mut retry = Retry::new(&self.cx);
+        loop {
+            match sink.flush().await {
+                Ok(()) => return Ok(()),
+                Err(SinkError::Retry(error)) => retry.wait(&error).await,
+                Err(SinkError::Rewind(error) | SinkError::Reject(error)) => return Err(Failure::Rewind(error)),
+                Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
+            }
+        }
+    }
+
+    /// Everything before the barrier is durable. The dead letter hears of it first: what this sink refused is there.
+    async fn answer(&self, epoch: u64) -> Result<(), Failure> {
+        self.rejects.barrier(epoch).await?;
+        self.cx.report(Report::Settled { sink: self.index, epoch }).await
+    }
+}
+
+/// Opens a sink at the start of a run, however long it takes.
+pub(in crate::topology) async fn open(cx: &StageContext, sink: &mut BoxSink) -> Result<(), Failure> {
+    let mut retry = Retry::new(cx);
+    loop {
+        match sink.open().await {
+            Ok(()) => return Ok(()),
+            Err(SinkError::Retry(error) | SinkError::Rewind(error)) => retry.wait(&error).await,
+            Err(SinkError::Reject(error) | SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
+        }
+    }
+}
+
+/// The waits between tries: growing, with jitter, without end, and loud.
+struct Retry<'a> {
+    cx: &'a StageContext,
+    backoff: Backoff,
+    said: Option<Instant>,
+}
+
+impl<'a> Retry<'a> {
+    fn new(cx: &'a StageContext) -> Self {
+        Self { cx, backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)), said: None }
+    }
+
+    async fn wait(&mut self, error: &str) {
+        self.cx.metrics.error("retry");
+        self.cx.troubles.set(&self.cx.name, error);
+        let now = self.cx.runtime.clock().now();
+        if self.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN) {
+            self.said = Some(now);
+            tracing::warn!(component = %self.cx.name, "{error}; trying again");
+        }
+        self.cx.runtime.sleep(self.cx.runtime.jittered(self.backoff.next())).await;
+    }
+}
+
+impl Drop for Retry<'_> {
+    fn drop(&mut self) {
+        if self.said.is_some() {
+            self.cx.troubles.clear(&self.cx.name);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Each row of each table: its page is there, documents every field, and its examples parse and compile.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use schemars::{Schema, SchemaGenerator};
+use weir::component::node::Node;
+use weir::component::{CheckContext, Problem, Severity, Span};
+use weir::config::{Environment, SourceFile, diagnostic, load};
+use weir::sinks::SINKS;
+use weir::sources::SOURCES;
+use weir::transforms::TRANSFORMS;
+
+/// A machine without variables and secrets: an example stands for itself.
+struct Nothing;
+
+impl Environment for Nothing {
+    fn var(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn secret_file(&self, path: &Path) -> Result<String, String> {
+        Err(format!("{} is not there", path.display()))
+    }
+}
+
+/// A row of any table.
+struct Row {
+    table: &'static str,
+    name: &'static str,
+    schema: Schema,
+    /// Whether the config compiled; mistakes go to the context.
+    compile: Box<dyn Fn(&Node, &mut CheckContext) -> bool>,
+}
+
+fn rows() -> Vec<Row> {
+    let mut generator = SchemaGenerator::default();
+    let mut rows = Vec::new();
+    for row in SOURCES {
+        let compile = Box::new(|node: &Node, cx: &mut CheckContext| (row.compile)(node, cx).is_some());
+        rows.push(Row { table: "source", name: row.name, schema: (row.schema)(&mut generator), compile });
+    }
+    for row in TRANSFORMS {
+        let compile = Box::new(|node: &Node, cx: &mut CheckContext| (row.compile)(node, cx).is_some());
+        rows.push(Row { table: "transform", name: row.name, schema: (row.schema)(&mut generator), compile });
+    }
+    for row in SINKS {
+        let compile = Box::new(|node: &Node, cx: &mut CheckContext| (row.compile)(node, cx).is_some());
+        rows.push(Row { table: "sink", name: row.name, schema: (row.schema)(&mut generator), compile });
+    }
+    rows
+}
+
+impl Row {
+    fn page(&self) -> &str {
+        self.schema.get("description").and_then(|page| page.as_str()).unwrap_or_default()
+    }
+
+    /// The `yaml` blocks of its page.
+    fn examples(&self) -> Vec<&str> {
+        self.page().split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect()
+    }
+
+    /// Compiles an example, `NAME: …`, and returns what is wrong with it as text.
+    fn compiled(&self, example: &str) -> Result<(), String> {
+        let file = Arc::new(SourceFile { path: PathBuf::from(self.name), text: example.to_owned() });
+        let (documents, mut problems) = load(Arc::clone(&file), &Nothing);
+        let config = documents.first().and_then(|document| document.root.get(self.name));
+        let mut compiled = false;
+        if let Some(config) = config {
+            let mut cx = CheckContext::new(self.name, config.span, weir::expr::Schema::default());
+            compiled = (self.compile)(config, &mut cx);
+            problems.extend(cx.problems);
+        } else {
+            problems.push(Problem::error(Span::default(), format!("the example does not begin with `{}:`", self.name)));
+        }
+        problems.retain(|problem| problem.severity == Severity::Error);
+        if !compiled && problems.is_empty() {
+            return Err(format!("{} {}: not compiled, and nobody says why", self.table, self.name));
+        }
+        let words: Vec<String> = problems.iter().map(|problem| diagnostic::render(&file, problem)).collect();
+        if words.is_empty() { Ok(()) } else { Err(words.join("\n")) }
+    }
+}
+
+#[test]
+fn every_kind_has_an_example_that_compiles() {
+    for row in rows() {
+        assert!(
+            !row.examples().is_empty(),
+            "{} {}: no example in a `yaml` block:\n{}",
+            row.table,
+            row.name,
+            row.page()
+        );
+        for example in row.examples() {
+            if let Err(words) = row.compiled(example) {
+                panic!("{} {}:\n{words}", row.table, row.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_field_of_a_kind_is_documented() {
+    for row in rows() {
+        let fields = row.schema.get("properties").and_then(|fields| fields.as_object()).cloned().unwrap_or_default();
+        for (name, field) in fields {
+            let said = field.get("description").and_then(|words| words.as_str()).unwrap_or_default();
+            assert!(!said.is_empty(), "{} {}: `{name}` has no doc comment", row.table, row.name);
+        }
+    }
+}
+
+#[test]
+fn a_misspelt_field_of_any_kind_is_refused() {
+    for row in rows() {
+        let has_fields = row.schema.get("properties").is_some() && row.schema.get("additionalProperties").is_none();
+        let example = format!("{}: {{ no_such_field: 1 }}\n", row.name);
+        if has_fields {
+            row.compiled(&example).expect_err(row.name);
+        }
+    }
+}
+
+#[test]
+fn names_are_given_once_in_a_table() {
+    let mut names: Vec<(&str, &str)> = rows().iter().map(|row| (row.table, row.name)).collect();
+    let all = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), all);
+}

@@ -1,0 +1,140 @@
+//! The daemon from outside: what it answers, and how it starts and ends. No broker is needed.
+
+mod broker;
+mod process;
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use broker::wait::{Deadline, wait_until};
+use process::Home;
+
+/// For what takes a moment even on a machine that is busy with other tests.
+const SOON: Duration = Duration::from_mins(1);
+
+const ENDLESS: &str = "
+sources:
+  orders:
+    generate: { shape: orders, rate: 100 }
+sinks:
+  nowhere:
+    blackhole: {}
+";
+
+/// Its sink never answers.
+const WITHOUT_A_BROKER: &str = "
+sources:
+  orders:
+    generate: { shape: orders, rate: 100 }
+sinks:
+  nowhere:
+    kafka: { brokers: '127.0.0.1:1', topic: orders }
+";
+
+#[test]
+fn it_tells_how_it_fares() {
+    let home = Home::new();
+    home.write("endless.yaml", ENDLESS);
+    let mut weir = home.start("endless.yaml");
+    weir.wait_ready();
+    wait_until("an epoch to commit", SOON, || {
+        weir.metric("weir_epoch_duration_seconds_count", &[("pipeline", "endless")]).is_some_and(|count| count > 0.0)
+    });
+    let get = |path| weir.get(path).expect("it answers");
+    assert_eq!(get("/live").0, 200);
+    let (code, body) = get("/ready/endless");
+    assert_eq!(code, 200, "{body}");
+    assert!(body.contains(r#""state":"running""#), "{body}");
+    assert_eq!(get("/ready/other").0, 404);
+    let stage = [("pipeline", "endless"), ("component", "nowhere"), ("kind", "sink"), ("type", "blackhole")];
+    assert!(weir.metric("weir_component_received_records_total", &stage).is_some_and(|count| count > 0.0));
+    assert!(weir.metric("weir_build_info", &[]).is_some());
+    assert_eq!(weir.stop(SOON), 0);
+}
+
+#[test]
+fn a_folder_runs_each_of_its_files() {
+    let home = Home::new();
+    std::fs::create_dir(home.path("many")).unwrap();
+    for number in 0..10 {
+        home.write(&format!("many/p{number}.yaml"), ENDLESS);
+    }
+    home.write("many/notes.txt", "no pipeline");
+    let mut weir = home.start("many");
+    weir.wait_ready();
+    let (_, body) = weir.get("/ready").expect("it answers");
+    for number in 0..10 {
+        assert!(body.contains(&format!("\"p{number}\"")), "{body}");
+    }
+    assert_eq!(weir.stop(SOON), 0);
+}
+
+#[test]
+fn a_data_folder_has_one_process() {
+    let home = Home::new();
+    home.write("endless.yaml", ENDLESS);
+    let mut weir = home.start("endless.yaml");
+    weir.wait_ready();
+    let second = home.run(&["run", "endless.yaml"]);
+    let words = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert_eq!(second.status.code(), Some(1), "{words}");
+    assert!(words.contains("in use by another process"), "{words}");
+    assert_eq!(weir.stop(SOON), 0);
+}
+
+#[test]
+fn an_admin_address_in_use_is_told() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut home = Home::new();
+    home.write("endless.yaml", ENDLESS);
+    home.set("WEIR_ADMIN__LISTEN", &address);
+    let output = home.run(&["run", "endless.yaml"]);
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(words.contains(&address) && words.contains("admin.listen"), "{words}");
+}
+
+#[test]
+fn settings_come_from_a_file_and_variables_win() {
+    let home = Home::new();
+    home.write("endless.yaml", ENDLESS.replace("rate: 100", "count: 10"));
+    home.write("weir.yaml", "log: { format: json, level: info }\n");
+    let output = home.run(&["run", "--config", "weir.yaml", "endless.yaml"]);
+    assert_eq!(output.status.code(), Some(0));
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(words.lines().count() > 1);
+    for line in words.lines() {
+        assert!(line.starts_with('{') && line.ends_with('}'), "{line}");
+    }
+    home.write("weir.yaml", "log: { format: xml }\ngracious: 1\n");
+    let output = home.run(&["run", "--config", "weir.yaml", "endless.yaml"]);
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{words}");
+    assert!(words.contains("weir.yaml: `log.format`") && words.contains("weir.yaml: `gracious`"), "{words}");
+}
+
+#[test]
+fn who_asks_twice_does_not_wait_for_the_grace() {
+    let home = Home::new();
+    home.write("blocked.yaml", WITHOUT_A_BROKER);
+    let mut weir = home.start("blocked.yaml");
+    weir.wait_ready();
+    let limit = Deadline::within(Duration::from_secs(20));
+    weir.terminate();
+    weir.wait_log(&["stopping"], SOON);
+    weir.terminate();
+    assert_eq!(weir.wait(SOON), 1);
+    assert!(!limit.passed(), "it took as long as its grace");
+    weir.wait_log(&["left behind", "blocked"], SOON);
+}
+
+#[test]
+fn the_grace_ends_the_wait() {
+    let home = Home::new();
+    home.write("blocked.yaml", WITHOUT_A_BROKER);
+    let mut weir = home.start_with("blocked.yaml", &[("WEIR_GRACE", "300ms")]);
+    weir.wait_ready();
+    assert_eq!(weir.stop(Duration::from_secs(15)), 1);
+    weir.wait_log(&["left behind", "blocked"], SOON);
+}
