@@ -914,6 +914,18 @@ pub(crate) mod tests {
         consumer.commit(&list, CommitMode::Sync).unwrap();
     }
 
+    /// Commits an offset as a member of the group, which takes no notice of it.
+    pub(crate) fn commit_unnoticed(group: &GroupConsumer, topic: &str, number: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, number, Offset::Offset(offset)).unwrap();
+        group.client().unwrap().commit(&list, CommitMode::Sync).unwrap();
+    }
+
+    /// Where a new run would go on.
+    pub(crate) fn noted(group: &GroupConsumer, partition: &Partition) -> Option<i64> {
+        group.state().assignment.floor(partition)
+    }
+
     #[test]
     fn the_statistics_that_we_read_are_found_among_the_others() {
         let text = br#"{ "name": "x", "ts": 1, "topics": { "orders": { "topic": "orders", "partitions":

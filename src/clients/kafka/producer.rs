@@ -108,7 +108,7 @@ impl SharedProducer {
             Ok(config) => limits::describe(&config, &topics, &self.settings.runtime).await,
             Err(error) => Err(error),
         };
-        *lock(&self.asked) = Some(now);
+        *lock(&self.asked) = Some(self.settings.runtime.clock().now());
         match described {
             Ok(described) => {
                 lock(&self.topics).extend(described);

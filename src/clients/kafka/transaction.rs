@@ -541,9 +541,12 @@ mod tests {
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr as Error};
 
     use super::*;
+    use crate::clients::kafka::assignment::BEGINNING;
+    use crate::clients::kafka::consumer::tests::{commit_unnoticed, noted};
     use crate::clients::kafka::fixture::{Process, bodies, draft, positions, pull, run, unique, write};
     use crate::clients::kafka::raw::MockBroker;
     use crate::component::{BoxSink, BoxSource, Pulled};
+    use crate::record::Partition;
     use crate::sinks::kafka::tests as sinks;
     use crate::sources::kafka::tests as sources;
 
@@ -595,12 +598,13 @@ mod tests {
             self.transaction.commit(1, vec![SourceOffsets { source: "in".into(), positions: positions(pulled) }]).await
         }
 
-        /// What the group has committed, as the broker tells it.
-        async fn committed(&self) -> Option<i64> {
-            let group = self.process.clients.shared(PipelineGroups::default).get("in").unwrap();
-            let partition = crate::record::Partition { source: "in".into(), topic: "in".into(), number: 0 };
-            let reload = move || group.reload_committed(&[Arc::new(partition)]).unwrap().into_values().next();
-            crate::runtime::Runtime::system().blocking(reload).await
+        fn group(&self) -> Arc<GroupConsumer> {
+            self.process.clients.shared(PipelineGroups::default).get("in").unwrap()
+        }
+
+        /// Where a new run would go on. The mock broker keeps no offsets of transactions.
+        fn committed(&self) -> Option<i64> {
+            noted(&self.group(), &Partition { source: "in".into(), topic: "in".into(), number: 0 })
         }
 
         fn fail_next(&self, request: RDKafkaApiKey, errors: &[Error]) {
@@ -613,7 +617,7 @@ mod tests {
         let mut pipeline = Pipeline::start(10).await;
         let pulled = pipeline.run(10).await;
         assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
-        assert_eq!(pipeline.committed().await, Some(10));
+        assert_eq!(pipeline.committed(), Some(10));
         // Nothing moved since.
         assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
     }
@@ -626,7 +630,7 @@ mod tests {
         let (cx, _requests) = run();
         let pulled = pull(&mut pipeline.source, cx, 10).await.unwrap();
         assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
-        assert_eq!(pipeline.committed().await, Some(10));
+        assert_eq!(pipeline.committed(), Some(10));
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -636,7 +640,7 @@ mod tests {
         let away = [Error::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE; 5];
         pipeline.fail_next(RDKafkaApiKey::EndTxn, &away);
         assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
-        assert_eq!(pipeline.committed().await, Some(10));
+        assert_eq!(pipeline.committed(), Some(10));
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -645,32 +649,49 @@ mod tests {
         let pulled = pipeline.run(10).await;
         pipeline.fail_next(RDKafkaApiKey::TxnOffsetCommit, &[Error::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION]);
         assert!(matches!(pipeline.commit(&pulled).await, Committed::Aborted(_)));
-        assert_eq!(pipeline.committed().await, None);
+        assert_eq!(pipeline.committed(), Some(BEGINNING));
         // Nothing more is written in the run that failed, and the next one repeats it.
         let stale = pipeline.sink.write(Arc::new(pulled[0].batch.clone())).await;
         assert!(matches!(stale.map(drop), Err(SinkError::Rewind(_))));
         let again = pipeline.run(10).await;
         assert_eq!(bodies(&again), bodies(&pulled));
         assert_eq!(pipeline.commit(&again).await, Committed::Yes);
-        assert_eq!(pipeline.committed().await, Some(10));
+        assert_eq!(pipeline.committed(), Some(10));
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn after_a_fencing_the_broker_tells_whether_the_epoch_happened() {
+    async fn an_epoch_whose_answer_was_lost_is_found_to_have_happened() {
+        after_a_fencing_the_broker_tells(true).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_epoch_that_did_not_happen_is_found_to_be_aborted() {
+        after_a_fencing_the_broker_tells(false).await;
+    }
+
+    async fn after_a_fencing_the_broker_tells(happened: bool) {
         let mut pipeline = Pipeline::start(10).await;
         let pulled = pipeline.run(10).await;
-        // The mock takes the offsets when they are sent, not when the transaction ends: as if the commit had been
-        // done, and only its answer lost.
         pipeline.fail_next(RDKafkaApiKey::EndTxn, &[Error::RD_KAFKA_RESP_ERR_PRODUCER_FENCED]);
-        assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
-        assert_eq!(pipeline.committed().await, Some(10));
+        if happened {
+            // As if the commit had been done, and only its answer lost.
+            commit_unnoticed(&pipeline.group(), "in", 0, 10);
+        }
+        let outcome = pipeline.commit(&pulled).await;
+        assert_eq!(outcome == Committed::Yes, happened, "{outcome:?}");
+        assert_eq!(pipeline.committed(), Some(if happened { 10 } else { BEGINNING }));
+        if happened {
+            // The run goes on, with the new producer.
+            let answer = pipeline.sink.write(Arc::new(pulled[0].batch.clone())).await.unwrap();
+            assert_eq!(answer.await.unwrap().refused, []);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_process_that_is_fenced_twice_gives_up() {
         let mut pipeline = Pipeline::start(20).await;
         let pulled = pipeline.run(10).await;
-        let fenced = [Error::RD_KAFKA_RESP_ERR_PRODUCER_FENCED];
+        let fenced = [Error::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH];
         pipeline.fail_next(RDKafkaApiKey::AddOffsetsToTxn, &fenced);
         assert!(matches!(pipeline.commit(&pulled).await, Committed::Aborted(_)));
         let pulled = pipeline.run(10).await;
@@ -697,6 +718,6 @@ mod tests {
         });
         assert!(matches!(why.await.unwrap(), SinkError::Rewind(_)));
         assert!(matches!(pipeline.commit(&pulled).await, Committed::Aborted(_)));
-        assert_eq!(pipeline.committed().await, None);
+        assert_eq!(pipeline.committed(), Some(BEGINNING));
     }
 }
