@@ -189,6 +189,7 @@ pub(crate) mod tests {
     };
     use crate::component::EpochRequest;
     use crate::record::{BodyFormat, Draft, Header, HeadersBuilder, Partition, Position};
+    use crate::runtime::Runtime;
     use crate::sinks::kafka::tests::{config as sink_config, sink_to};
 
     pub(crate) fn config(group: &str, topic: &str) -> KafkaConfig {
@@ -409,7 +410,7 @@ pub(crate) mod tests {
         let writing = async {
             for n in 0..40 {
                 write(&mut sink, &[draft(&format!("later {n}"))]).await;
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                Runtime::system().sleep(Duration::from_millis(200)).await;
             }
         };
         let polling = async {

@@ -650,11 +650,8 @@ fn keep_polling(client: &Client) {
                 // All partitions are split off before they are assigned. Better to go back than to lose a record.
                 group.fault(SourceError::Retry("a record came on the consumer's main queue".to_owned()));
             }
-            Some(Err(error)) => {
-                if !group.judge(&error) {
-                    break;
-                }
-            }
+            Some(Err(error)) if group.judge(&error) => {}
+            Some(Err(_)) => break,
         }
     }
     client.context().closing.store(true, Ordering::Release);

@@ -250,7 +250,7 @@ struct Account {
 
 #[derive(Debug, Default)]
 struct Slots {
-    slots: Vec<Slot>,
+    all: Vec<Slot>,
     free: Vec<u32>,
     /// No record may be left out: what one is refused for, all are.
     all_or_nothing: bool,
@@ -270,11 +270,11 @@ impl Slots {
         let (answer, answered) = oneshot::channel();
         let slot = Slot { remaining: records, answer: Some(answer), ..Slot::default() };
         let at = if let Some(at) = self.free.pop() {
-            self.slots[at as usize] = slot;
+            self.all[at as usize] = slot;
             at
         } else {
-            self.slots.push(slot);
-            u32::try_from(self.slots.len() - 1).expect("far fewer batches than 4 billion are under way")
+            self.all.push(slot);
+            u32::try_from(self.all.len() - 1).expect("far fewer batches than 4 billion are under way")
         };
         (at, answered)
     }
@@ -282,7 +282,7 @@ impl Slots {
     /// Notes the fate of a record.
     fn settle(&mut self, number: usize, failure: Option<Code>) {
         let (at, record) = (number >> 32, number & 0xffff_ffff);
-        let Some(slot) = self.slots.get_mut(at) else { return };
+        let Some(slot) = self.all.get_mut(at) else { return };
         match failure {
             None => {}
             Some(code) if is_about_the_record(code) && !self.all_or_nothing => {
@@ -295,7 +295,7 @@ impl Slots {
 
     /// Takes records off an account; the last one answers.
     fn discharge(&mut self, at: usize, records: usize) {
-        let Some(slot) = self.slots.get_mut(at) else { return };
+        let Some(slot) = self.all.get_mut(at) else { return };
         slot.remaining -= records.min(slot.remaining);
         if slot.remaining > 0 {
             return;
@@ -418,7 +418,7 @@ impl Enqueuing {
     /// Refuses one record instead.
     pub(crate) fn refuse(&mut self, record: usize, error: String) {
         let mut slots = lock(&self.live.account.slots);
-        if let Some(slot) = slots.slots.get_mut(self.slot as usize) {
+        if let Some(slot) = slots.all.get_mut(self.slot as usize) {
             slot.refused.push(Refusal { record, error });
         }
         slots.discharge(self.slot as usize, 1);

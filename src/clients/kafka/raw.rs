@@ -488,13 +488,11 @@ impl<C: ClientContext + 'static> Topic<C> {
                 }
             }
             let topic = sys::rd_kafka_topic_new(producer.client.native_ptr(), name.as_ptr(), config);
-            match NonNull::new(topic) {
-                Some(topic) => Ok(Self { topic, producer: Arc::clone(producer) }),
-                None => {
-                    sys::rd_kafka_topic_conf_destroy(config);
-                    Err(text(sys::rd_kafka_err2str(sys::rd_kafka_last_error())))
-                }
-            }
+            let Some(topic) = NonNull::new(topic) else {
+                sys::rd_kafka_topic_conf_destroy(config);
+                return Err(text(sys::rd_kafka_err2str(sys::rd_kafka_last_error())));
+            };
+            Ok(Self { topic, producer: Arc::clone(producer) })
         }
     }
 

@@ -281,7 +281,7 @@ impl Inner {
             None => return self.renew(&id),
         };
         match before {
-            Phase::New => self.init(&live),
+            Phase::New => init(&live),
             Phase::Idle => Ok(()),
             Phase::Open { .. } | Phase::Ending | Phase::Over(_) => match self.abort_open(&live) {
                 Ok(()) => Ok(()),
@@ -293,17 +293,7 @@ impl Inner {
     /// Makes a new producer of the same identity.
     fn renew(&self, id: &str) -> Result<(), String> {
         let live = self.producer.replace(Some(id))?;
-        self.init(&live)
-    }
-
-    /// Takes the identity: ends what an earlier life left open, and waits until it is ended.
-    fn init(&self, live: &Live) -> Result<(), String> {
-        live.raw().init_transactions(2 * CALL).map_err(|error| {
-            if error.fatal {
-                live.set_failed();
-            }
-            format!("cannot take the identity of transactions: {error}")
-        })
+        init(&live)
     }
 
     fn abort(&self) -> Result<(), String> {
@@ -469,7 +459,7 @@ impl Inner {
                     }
                 },
             };
-            match self.init(&candidate) {
+            match init(&candidate) {
                 Ok(()) => break,
                 Err(error) => complain(error),
             }
@@ -531,6 +521,16 @@ impl Inner {
     }
 }
 
+/// Takes the identity: ends what an earlier life left open, and waits until it is ended.
+fn init(live: &Live) -> Result<(), String> {
+    live.raw().init_transactions(2 * CALL).map_err(|error| {
+        if error.fatal {
+            live.set_failed();
+        }
+        format!("cannot take the identity of transactions: {error}")
+    })
+}
+
 /// Whether an error says that a newer producer has the same identity.
 fn is_fencing(code: Code) -> bool {
     matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
@@ -547,6 +547,7 @@ mod tests {
     use crate::clients::kafka::raw::MockBroker;
     use crate::component::{BoxSink, BoxSource, Pulled};
     use crate::record::Partition;
+    use crate::runtime::Runtime;
     use crate::sinks::kafka::tests as sinks;
     use crate::sources::kafka::tests as sources;
 
@@ -713,7 +714,7 @@ mod tests {
                     Ok(_) => tokio::task::yield_now().await,
                     Err(why) => break why,
                 }
-                tokio::time::sleep(WATCH).await;
+                Runtime::system().sleep(WATCH).await;
             }
         });
         assert!(matches!(why.await.unwrap(), SinkError::Rewind(_)));
