@@ -1,8 +1,12 @@
 """Kafka -> map -> Kafka, at least once, as asyncio allows it at its best.
 
-Records are taken in large groups, mapped without an await in between, and sent as whole batches that the script builds
-itself: one future per batch instead of one per record, which costs aiokafka about half of its time. Offsets are
-committed when every batch of the group is acknowledged. It runs until it is ended by SIGTERM.
+Records are taken in large groups, mapped without an await in between, and handed to the producer one after the other
+without waiting for an answer. When all of a group are acknowledged, its offsets are committed. The key decides the
+partition. It runs until it is ended by SIGTERM.
+
+With --batches the script fills the producer's batches itself: one future for each batch instead of one for each record.
+It then also has to choose the partitions itself, and takes those of the source: right only as long as both topics have
+equally many partitions. It is here to know what the last trick would bring.
 """
 
 import argparse
@@ -26,8 +30,18 @@ def transform(value):
     return orjson.dumps(record)
 
 
-async def send_group(producer, topic, partition, records):
-    """Maps one partition's records and hands them over; returns the futures of the batches."""
+async def send_each(producer, topic, _partition, records):
+    """One send for each record; returns the futures of the answers."""
+    sent = []
+    for record in records:
+        value = transform(record.value)
+        if value is not None:
+            sent.append(await producer.send(topic, value, key=record.key, timestamp_ms=record.timestamp))
+    return sent
+
+
+async def send_batches(producer, topic, partition, records):
+    """Batches filled by hand; returns the futures of the answers."""
     sent = []
     batch = producer.create_batch()
     for record in records:
@@ -40,20 +54,6 @@ async def send_group(producer, topic, partition, records):
             batch.append(key=record.key, value=value, timestamp=record.timestamp)
     if batch.record_count():
         sent.append(await producer.send_batch(batch, topic, partition=partition))
-    return sent
-
-
-async def send_each(producer, topic, partition, records):
-    """The plain way: one send, and one future, for each record."""
-    sent = []
-    for record in records:
-        value = transform(record.value)
-        if value is not None:
-            sent.append(
-                await producer.send(
-                    topic, value, key=record.key, partition=partition, timestamp_ms=record.timestamp
-                )
-            )
     return sent
 
 
@@ -77,7 +77,7 @@ async def run(arguments):
     )
     await producer.start()
     await consumer.start()
-    send = send_each if arguments.each else send_group
+    send = send_batches if arguments.batches else send_each
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     try:
@@ -88,8 +88,8 @@ async def run(arguments):
                 sent += await send(producer, arguments.sink, partition.partition, records)
             if groups:
                 await producer.flush()
-                for batch in sent:
-                    batch.result()
+                for answer in sent:
+                    answer.result()
                 await consumer.commit()
     finally:
         await consumer.stop()
@@ -105,7 +105,7 @@ def main():
     parser.add_argument("--max-records", type=int, default=20_000)
     parser.add_argument("--batch-bytes", type=int, default=256 * 1024)
     parser.add_argument("--fetch-bytes", type=int, default=1024 * 1024)
-    parser.add_argument("--each", action="store_true")
+    parser.add_argument("--batches", action="store_true")
     uvloop.run(run(parser.parse_args()))
 
 

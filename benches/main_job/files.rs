@@ -32,8 +32,8 @@ impl Contestant {
     }
 
     /// Those that can run here.
-    pub(crate) fn all(python: Option<&Python>) -> Vec<Self> {
-        [Self::Weir, Self::Asyncio].into_iter().filter(|one| python.is_some() || *one != Self::Asyncio).collect()
+    pub(crate) fn all(python: Option<&Python>) -> impl Iterator<Item = Self> {
+        [Self::Weir, Self::Asyncio].into_iter().filter(move |one| python.is_some() || *one != Self::Asyncio)
     }
 }
 

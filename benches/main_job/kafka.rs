@@ -54,9 +54,9 @@ impl Contestant {
     }
 
     /// Those that can run here.
-    pub(crate) fn all(python: Option<&Python>) -> Vec<Self> {
+    pub(crate) fn all(python: Option<&Python>) -> impl Iterator<Item = Self> {
         let all = [Self::Bare, Self::AtLeastOnce, Self::ExactlyOnce, Self::Asyncio, Self::AsyncioBatches];
-        all.into_iter().filter(|contestant| python.is_some() || !contestant.needs_python()).collect()
+        all.into_iter().filter(move |contestant| python.is_some() || !contestant.needs_python())
     }
 }
 
@@ -165,8 +165,8 @@ fn command(
         }
         Contestant::AtLeastOnce => weir("at_least_once"),
         Contestant::ExactlyOnce => weir("exactly_once"),
-        Contestant::Asyncio => script(&["--each"]),
-        Contestant::AsyncioBatches => script(&[]),
+        Contestant::Asyncio => script(&[]),
+        Contestant::AsyncioBatches => script(&["--batches"]),
     }
 }
 

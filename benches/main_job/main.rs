@@ -4,6 +4,7 @@
 //! cargo bench --bench main_job                                  everything, about ten minutes
 //! cargo bench --bench main_job -- --only kafka --rounds 5       parts: kafka, file, start, stall
 //! cargo bench --bench main_job -- --records 200000 --stall 60   fewer records, a longer stall
+//! cargo bench --bench main_job -- --leave-out asyncio           without the contestants whose name has that word
 //! ```
 //!
 //! The contestants take turns, so that a machine that is busy for a while is so for all of them. CPU is that of the
@@ -42,11 +43,13 @@ struct Options {
     records: u64,
     stall: Duration,
     only: Option<Vec<String>>,
+    leave_out: Option<String>,
 }
 
 impl Options {
     fn parse() -> Result<Self, String> {
-        let mut options = Self { rounds: 3, records: 1_000_000, stall: Duration::from_secs(20), only: None };
+        let mut options =
+            Self { rounds: 3, records: 1_000_000, stall: Duration::from_secs(20), only: None, leave_out: None };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let mut number = || -> Result<u64, String> {
@@ -63,10 +66,10 @@ impl Options {
                     let parts = arguments.next().ok_or("`--only` needs parts: kafka, file, start, stall")?;
                     options.only = Some(parts.split(',').map(str::to_owned).collect());
                 }
+                "--leave-out" => options.leave_out = Some(arguments.next().ok_or("`--leave-out` needs a word")?),
                 _ => {
-                    return Err(format!(
-                        "unknown argument `{argument}`; there are --rounds, --records, --stall, --only"
-                    ));
+                    let known = "--rounds, --records, --stall, --only, --leave-out";
+                    return Err(format!("unknown argument `{argument}`; there are {known}"));
                 }
             }
         }
@@ -75,6 +78,10 @@ impl Options {
 
     fn wants(&self, part: &str) -> bool {
         self.only.as_ref().is_none_or(|parts| parts.iter().any(|one| one == part))
+    }
+
+    fn takes_part(&self, contestant: &str) -> bool {
+        self.leave_out.as_ref().is_none_or(|word| !contestant.contains(word))
     }
 }
 
@@ -125,7 +132,7 @@ fn with_a_broker(options: &Options, python: Option<&Python>, report: &mut Report
         let expected = Digest::expected(options.records);
         let mut runs = BTreeMap::<_, Vec<(Run, Run)>>::new();
         for round in 0..options.rounds {
-            for contestant in kafka::Contestant::all(python) {
+            for contestant in kafka::Contestant::all(python).filter(|one| options.takes_part(one.name())) {
                 eprintln!("kafka, round {}: {}", round + 1, contestant.name());
                 let check = (round == 0 && contestant != kafka::Contestant::Bare).then_some(expected);
                 let start = kafka::run(contestant, broker, python, &short, None);
@@ -151,7 +158,7 @@ fn measure_files(options: &Options, python: Option<&Python>, report: &mut Report
     let expected = Digest::expected(options.records);
     let mut runs = BTreeMap::<_, Vec<(Run, Run)>>::new();
     for round in 0..options.rounds {
-        for contestant in files::Contestant::all(python) {
+        for contestant in files::Contestant::all(python).filter(|one| options.takes_part(one.name())) {
             eprintln!("file, round {}: {}", round + 1, contestant.name());
             let start = files::run(contestant, python, &short, None);
             let whole = files::run(contestant, python, &long, (round == 0).then_some(expected));

@@ -1,4 +1,5 @@
 //! Connections that a source and a sink share.
 
+pub mod kafka;
 pub(crate) mod lines;
 pub(crate) mod stdio;

@@ -2,6 +2,7 @@
 
 mod blackhole;
 mod file;
+pub(crate) mod kafka;
 mod stdout;
 
 use crate::component::SinkSpec;
@@ -10,5 +11,6 @@ use crate::component::SinkSpec;
 pub const SINKS: &[SinkSpec] = &[
     SinkSpec::of::<blackhole::BlackholeConfig>(),
     SinkSpec::of::<file::FileConfig>(),
+    SinkSpec::of::<kafka::KafkaConfig>(),
     SinkSpec::of::<stdout::StdoutConfig>(),
 ];

@@ -2,6 +2,7 @@
 
 mod file;
 mod generate;
+pub(crate) mod kafka;
 mod stdin;
 
 use crate::component::SourceSpec;
@@ -10,5 +11,6 @@ use crate::component::SourceSpec;
 pub const SOURCES: &[SourceSpec] = &[
     SourceSpec::of::<file::FileConfig>(),
     SourceSpec::of::<generate::GenerateConfig>(),
+    SourceSpec::of::<kafka::KafkaConfig>(),
     SourceSpec::of::<stdin::StdinConfig>(),
 ];

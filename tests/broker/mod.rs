@@ -215,7 +215,8 @@ fn properties(folder: &Path, port: u16, controller_port: u16, settings: &[(&str,
          transaction.state.log.num.partitions=4\n\
          num.network.threads=2\n\
          num.io.threads=4\n\
-         log.cleaner.dedupe.buffer.size=16777216\n",
+         log.cleaner.dedupe.buffer.size=16777216\n\
+         log.retention.ms=-1\n",
         folder.join("data").display()
     );
     for (name, value) in settings {

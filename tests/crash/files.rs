@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use crate::broker::wait::wait_until;
 use crate::broker::{Consumed, unique};
 use crate::process::Home;
-use crate::{COUNT, SOON, kill_again_and_again, orders, seeded};
+use crate::{COMMIT, COUNT, SOON, kill_again_and_again, orders, seeded};
 
 #[test]
 fn file_to_file_no_record_is_lost_and_repeats_are_replays() {
@@ -19,7 +19,7 @@ fn file_to_file_no_record_is_lost_and_repeats_are_replays() {
         format!(
             r#"
 name: {name}
-sources:
+{COMMIT}sources:
   orders:
     file: {{ path: orders.ndjson, follow: true }}
 transforms:

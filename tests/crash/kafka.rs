@@ -3,7 +3,7 @@
 use crate::broker::wait::wait_until;
 use crate::broker::{Broker, Consumed, unique};
 use crate::process::Home;
-use crate::{COUNT, SOON, kill_again_and_again, orders, seeded};
+use crate::{COMMIT, COUNT, SOON, kill_again_and_again, orders, seeded};
 
 /// The records that came out after all the kills.
 fn survive(guarantee: &str) -> Vec<Consumed> {
@@ -12,7 +12,7 @@ fn survive(guarantee: &str) -> Vec<Consumed> {
     let (source, sink, name) = (broker.topic("orders", 4), broker.topic("totals", 4), unique("crash"));
     let mut home = Home::new();
     home.set("KAFKA_BROKERS", broker.address()).set("WEIR_INSTANCE", &unique("instance"));
-    home.write("crash.yaml", orders::pipeline(&name, guarantee, &source, &sink, ""));
+    home.write("crash.yaml", orders::pipeline(&name, guarantee, &source, &sink, COMMIT));
 
     let writer = broker.writer(&source);
     let supply = |from, to| {

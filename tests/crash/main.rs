@@ -28,6 +28,9 @@ const COUNT: u64 = 200_000;
 
 const SOON: Duration = Duration::from_mins(1);
 
+/// Epochs are short, so that kills meet all of their steps.
+const COMMIT: &str = "commit: { interval: 250ms }\n";
+
 /// The records that are there before the first process is; the others come evenly between the kills.
 const AT_FIRST: u64 = 20_000;
 

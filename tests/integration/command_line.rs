@@ -5,7 +5,7 @@ use crate::process::Home;
 const GOOD: &str = "
 sources:
   numbers:
-    generate: { count: 10, program: '. = {\"n\": 1}' }
+    generate: { shape: orders, count: 10 }
 sinks:
   nowhere:
     blackhole: {}

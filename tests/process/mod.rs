@@ -92,7 +92,8 @@ impl Home {
         let log = self.path(&format!("log-{number}.txt"));
         let mut command = Command::new("sh");
         command.args(["-c", KEEPER, "sh"]).arg(&log).args([WEIR, "run", file]);
-        command.current_dir(&self.folder).stdin(Stdio::piped()).stdout(Stdio::piped());
+        // The keeper itself has nothing to say; the shell would tell of each kill.
+        command.current_dir(&self.folder).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         // A Ctrl-C in the terminal reaches the test; the keeper then ends the process.
         command.process_group(0);
         self.set_variables(&mut command, &admin);

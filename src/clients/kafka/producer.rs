@@ -1,0 +1,482 @@
+//! A producer that the sinks of a pipeline share, and the account of what it has under way.
+//!
+//! The unit of accounting is the batch: one slot, one answer. librdkafka carries a number with each record, made of the
+//! slot and the record's index, and gives it back with the record's fate. One thread polls these fates.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::RDKafkaErrorCode as Code;
+use tokio::sync::{Notify, oneshot};
+
+use super::config::Connection;
+use super::embedded;
+use super::limits::{self, Limits};
+use super::log::Seldom;
+use super::raw::{self, Outgoing, ProducerEvent};
+use crate::clock::Instant;
+use crate::component::{Refusal, Settled, SinkError};
+use crate::runtime::Runtime;
+
+/// How often the polling thread looks up.
+const POLL: Duration = Duration::from_millis(100);
+/// How long one request to the broker may take before it is tried again.
+const REQUEST: Duration = Duration::from_secs(5);
+/// The largest batch that is sent, unless a topic takes less.
+const BATCH_BYTES: usize = 1_000_000;
+/// A transaction that has been open for so long is aborted by the broker.
+pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a producer is made with.
+#[derive(Debug, Clone)]
+pub(crate) struct ProducerSettings {
+    pub(crate) connection: Connection,
+    pub(crate) pipeline: Arc<str>,
+    pub(crate) transactional: bool,
+    pub(crate) memory: u64,
+    pub(crate) runtime: Runtime,
+}
+
+/// A producer of a pipeline. The client inside is replaced when it has failed for good.
+pub(crate) struct SharedProducer {
+    settings: ProducerSettings,
+    seldom: Arc<Seldom>,
+    topics: Mutex<BTreeMap<String, Limits>>,
+    asked: Mutex<Option<Instant>>,
+    asking: tokio::sync::Mutex<()>,
+    live: Mutex<Option<Arc<Live>>>,
+}
+
+impl fmt::Debug for SharedProducer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedProducer").field("pipeline", &self.settings.pipeline).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SharedProducer {
+    pub(crate) fn new(settings: ProducerSettings) -> Self {
+        Self {
+            seldom: Arc::new(Seldom::new(settings.runtime.clock())),
+            settings,
+            topics: Mutex::default(),
+            asked: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+            live: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &ProducerSettings {
+        &self.settings
+    }
+
+    /// Announces a topic that will be written, so that its limits are known when the client is made.
+    pub(crate) fn announce(&self, topic: &str) {
+        lock(&self.topics).entry(topic.to_owned()).or_default();
+    }
+
+    /// What a topic takes, as far as it is known.
+    pub(crate) fn limits(&self, topic: &str) -> Limits {
+        lock(&self.topics).get(topic).copied().unwrap_or_default()
+    }
+
+    /// Asks for the limits of all topics, unless the answer is younger than `max_age`.
+    pub(crate) async fn refresh_limits(&self, max_age: Duration) {
+        if self.settings.connection.is_embedded() {
+            return;
+        }
+        let _one_at_a_time = self.asking.lock().await;
+        let now = self.settings.runtime.clock().now();
+        let topics: Vec<String> = {
+            let topics = lock(&self.topics);
+            let fresh = lock(&self.asked).is_some_and(|asked| now.duration_since(asked) < max_age);
+            if fresh {
+                return;
+            }
+            topics.keys().cloned().collect()
+        };
+        let described = match self.settings.connection.client_config(&[], &[]) {
+            Ok(config) => limits::describe(&config, &topics, &self.settings.runtime).await,
+            Err(error) => Err(error),
+        };
+        *lock(&self.asked) = Some(self.settings.runtime.clock().now());
+        match described {
+            Ok(described) => {
+                lock(&self.topics).extend(described);
+            }
+            Err(error) => {
+                let pipeline = &self.settings.pipeline;
+                if self.seldom.now("limits") {
+                    tracing::warn!(%pipeline, "cannot ask what the topics take, so a record may be too large for them: {error}");
+                }
+            }
+        }
+    }
+
+    /// The client, if it has been made.
+    pub(crate) fn current(&self) -> Option<Arc<Live>> {
+        lock(&self.live).clone()
+    }
+
+    /// The client for a new run: a new one if there is none, if it has failed, or if it still holds records of the run
+    /// before, which would then be written in between.
+    pub(crate) fn fresh(&self, transactional_id: Option<&str>) -> Result<Arc<Live>, String> {
+        let smallest = self.smallest_batch();
+        let mut live = lock(&self.live);
+        if let Some(old) = live.as_ref() {
+            if !old.has_failed() && old.raw.outstanding() == 0 && old.batch_bytes <= smallest {
+                return Ok(Arc::clone(old));
+            }
+            old.raw.purge();
+        }
+        Ok(Arc::clone(live.insert(Arc::new(self.create(transactional_id)?))))
+    }
+
+    /// Replaces the client, whatever became of it.
+    pub(crate) fn replace(&self, transactional_id: Option<&str>) -> Result<Arc<Live>, String> {
+        let mut live = lock(&self.live);
+        *live = None;
+        Ok(Arc::clone(live.insert(Arc::new(self.create(transactional_id)?))))
+    }
+
+    fn create(&self, transactional_id: Option<&str>) -> Result<Live, String> {
+        let largest = lock(&self.topics).values().map(|limits| limits.batch_bytes).max().unwrap_or(BATCH_BYTES);
+        let smallest = self.smallest_batch();
+        let config = self.client_config(transactional_id, largest, smallest)?;
+        Live::start(&config, &self.settings, &self.seldom, smallest)
+    }
+
+    /// The largest batch that every topic takes.
+    fn smallest_batch(&self) -> usize {
+        lock(&self.topics).values().map(|limits| limits.batch_bytes).min().unwrap_or(BATCH_BYTES).min(BATCH_BYTES)
+    }
+
+    /// How long a transaction may stay open.
+    pub(crate) fn transaction_timeout(&self) -> Duration {
+        let millis = self.settings.connection.option("transaction.timeout.ms").and_then(|text| text.parse().ok());
+        millis.map_or(TRANSACTION_TIMEOUT, Duration::from_millis)
+    }
+
+    fn client_config(
+        &self,
+        transactional_id: Option<&str>,
+        largest: usize,
+        smallest: usize,
+    ) -> Result<rdkafka::ClientConfig, String> {
+        let memory = self.settings.memory;
+        let mut defaults = vec![
+            ("linger.ms", "5".to_owned()),
+            ("queue.buffering.max.kbytes", (memory / 4 / 1024).clamp(2048, 16 * 1024).to_string()),
+            // A record costs a few hundred bytes beside its content.
+            ("queue.buffering.max.messages", (memory / 4096).clamp(4096, 32_768).to_string()),
+            ("batch.size", smallest.to_string()),
+        ];
+        let mut fixed = vec![
+            ("enable.idempotence", "true".to_owned()),
+            ("acks", "all".to_owned()),
+            // What a topic takes is checked before; this is only the largest of them.
+            ("message.max.bytes", largest.clamp(1_000_000, 1_000_000_000).to_string()),
+        ];
+        if let Some(id) = transactional_id {
+            fixed.push(("transactional.id", id.to_owned()));
+            defaults.push(("transaction.timeout.ms", self.transaction_timeout().as_millis().to_string()));
+            // The broker is still ending the last transaction when the next one adds its offsets; the default of 100 ms
+            // would be a floor under each commit.
+            defaults.push(("retry.backoff.ms", "10".to_owned()));
+        } else {
+            fixed.push(("message.timeout.ms", "0".to_owned()));
+        }
+        self.settings.connection.client_config(&defaults, &fixed)
+    }
+
+    /// Creates a topic of the embedded cluster.
+    pub(crate) fn create_embedded_topic(&self, topic: &str) -> Result<(), String> {
+        if self.settings.connection.is_embedded() { embedded::create_topic(topic) } else { Ok(()) }
+    }
+
+    /// The identity of the cluster; `None` if it has none, or does not answer in time. Blocks.
+    pub(crate) fn cluster_id(&self) -> Option<String> {
+        self.current()?.raw.client().fetch_cluster_id(REQUEST)
+    }
+}
+
+impl Drop for SharedProducer {
+    fn drop(&mut self) {
+        if let Some(live) = lock(&self.live).take() {
+            live.stop();
+        }
+    }
+}
+
+/// What the client logs; its errors come as events.
+pub(crate) struct Context;
+
+impl ClientContext for Context {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+}
+
+/// A client that lives, with its polling thread and its account.
+pub(crate) struct Live {
+    raw: Arc<raw::Producer<Context>>,
+    account: Arc<Account>,
+    batch_bytes: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("outstanding", &self.raw.outstanding()).finish_non_exhaustive()
+    }
+}
+
+/// What is under way, shared with the polling thread.
+#[derive(Debug, Default)]
+struct Account {
+    slots: Mutex<Slots>,
+    /// Woken when records were settled, for those that wait for room.
+    room: Notify,
+    failed: AtomicBool,
+    stop: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    all: Vec<Slot>,
+    free: Vec<u32>,
+    /// No record may be left out: what one is refused for, all are.
+    all_or_nothing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    remaining: usize,
+    refused: Vec<Refusal>,
+    failure: Option<Code>,
+    answer: Option<oneshot::Sender<Result<Settled, SinkError>>>,
+}
+
+impl Slots {
+    /// Opens an account of `records`.
+    fn open(&mut self, records: usize) -> (u32, oneshot::Receiver<Result<Settled, SinkError>>) {
+        let (answer, answered) = oneshot::channel();
+        let slot = Slot { remaining: records, answer: Some(answer), ..Slot::default() };
+        let at = if let Some(at) = self.free.pop() {
+            self.all[at as usize] = slot;
+            at
+        } else {
+            self.all.push(slot);
+            u32::try_from(self.all.len() - 1).expect("far fewer batches than 4 billion are under way")
+        };
+        (at, answered)
+    }
+
+    /// Notes the fate of a record.
+    fn settle(&mut self, number: usize, failure: Option<Code>) {
+        let (at, record) = (number >> 32, number & 0xffff_ffff);
+        let Some(slot) = self.all.get_mut(at) else { return };
+        match failure {
+            None => {}
+            Some(code) if is_about_the_record(code) && !self.all_or_nothing => {
+                slot.refused.push(Refusal { record, error: format!("the broker refused the record: {code}") });
+            }
+            Some(code) => slot.failure = slot.failure.or(Some(code)),
+        }
+        self.discharge(at, 1);
+    }
+
+    /// Takes records off an account; the last one answers.
+    fn discharge(&mut self, at: usize, records: usize) {
+        let Some(slot) = self.all.get_mut(at) else { return };
+        slot.remaining -= records.min(slot.remaining);
+        if slot.remaining > 0 {
+            return;
+        }
+        let Some(answer) = slot.answer.take() else { return };
+        let mut refused = std::mem::take(&mut slot.refused);
+        refused.sort_unstable_by_key(|refusal| refusal.record);
+        // Nobody listens any more if the run was aborted.
+        let _ = answer.send(slot.failure.take().map_or(Ok(Settled { refused }), |code| Err(failed(code))));
+        self.free.push(u32::try_from(at).expect("an index of ours"));
+    }
+}
+
+/// Whether the broker will never take this record, while it takes others.
+fn is_about_the_record(code: Code) -> bool {
+    matches!(code, Code::InvalidRecord | Code::InvalidTimestamp)
+}
+
+/// What to do about records that were not written.
+pub(crate) fn failed(code: Code) -> SinkError {
+    match code {
+        Code::TopicAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::TransactionalIdAuthorizationFailed => SinkError::Fatal(format!("not allowed to write: {code}")),
+        _ => SinkError::Rewind(format!("records were not written: {code}")),
+    }
+}
+
+impl Live {
+    fn start(
+        config: &rdkafka::ClientConfig,
+        settings: &ProducerSettings,
+        seldom: &Arc<Seldom>,
+        batch_bytes: usize,
+    ) -> Result<Self, String> {
+        let raw = Arc::new(raw::Producer::new(config, Context)?);
+        let account = Arc::new(Account::default());
+        lock(&account.slots).all_or_nothing = settings.transactional;
+        let polling = Polling {
+            raw: Arc::clone(&raw),
+            account: Arc::clone(&account),
+            pipeline: Arc::clone(&settings.pipeline),
+            seldom: Arc::clone(seldom),
+        };
+        let thread = std::thread::Builder::new()
+            .name("kafka-producer".to_owned())
+            .spawn(move || polling.run())
+            .map_err(|error| format!("cannot start a thread: {error}"))?;
+        Ok(Self { raw, account, batch_bytes, thread: Mutex::new(Some(thread)) })
+    }
+
+    pub(crate) fn raw(&self) -> &Arc<raw::Producer<Context>> {
+        &self.raw
+    }
+
+    /// Whether it is of no more use.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.account.failed.load(Ordering::Acquire)
+    }
+
+    /// Marks it as of no more use.
+    pub(crate) fn set_failed(&self) {
+        self.account.failed.store(true, Ordering::Release);
+    }
+
+    /// Opens an account for a batch of so many records.
+    pub(crate) fn open(self: &Arc<Self>, records: usize) -> Enqueuing {
+        let mut slots = lock(&self.account.slots);
+        let (slot, answer) = slots.open(records);
+        // An empty batch is answered at once.
+        slots.discharge(slot as usize, 0);
+        drop(slots);
+        Enqueuing { live: Arc::clone(self), slot, left: records, answer: Some(answer) }
+    }
+
+    /// Told when records were settled, so that there may be room in the queue.
+    pub(crate) fn room(&self) -> &Notify {
+        &self.account.room
+    }
+
+    /// Stops the thread and waits for it.
+    fn stop(&self) {
+        self.account.stop.store(true, Ordering::Release);
+        self.raw.interrupt();
+        if let Some(thread) = lock(&self.thread).take() {
+            // A panic of that thread has been reported by the panic hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.account.stop.store(true, Ordering::Release);
+        self.raw.interrupt();
+    }
+}
+
+/// A batch on its way into the producer's queue. What is not enqueued when this is dropped is not waited for.
+pub(crate) struct Enqueuing {
+    live: Arc<Live>,
+    slot: u32,
+    left: usize,
+    answer: Option<oneshot::Receiver<Result<Settled, SinkError>>>,
+}
+
+impl Enqueuing {
+    /// Enqueues one record. `QueueFull` means: wait for [`Live::room`] and try again.
+    pub(crate) fn enqueue(
+        &mut self,
+        topic: &raw::Topic<Context>,
+        record: usize,
+        outgoing: Outgoing<'_>,
+    ) -> Result<(), Code> {
+        topic.produce(outgoing, ((self.slot as usize) << 32) | record)?;
+        self.left -= 1;
+        Ok(())
+    }
+
+    /// Refuses one record instead.
+    pub(crate) fn refuse(&mut self, record: usize, error: String) {
+        let mut slots = lock(&self.live.account.slots);
+        if let Some(slot) = slots.all.get_mut(self.slot as usize) {
+            slot.refused.push(Refusal { record, error });
+        }
+        slots.discharge(self.slot as usize, 1);
+        self.left -= 1;
+    }
+
+    /// Resolves when every record has its fate.
+    pub(crate) fn answer(mut self) -> oneshot::Receiver<Result<Settled, SinkError>> {
+        self.answer.take().expect("taken once, here")
+    }
+}
+
+impl Drop for Enqueuing {
+    fn drop(&mut self) {
+        if self.left > 0 {
+            lock(&self.live.account.slots).discharge(self.slot as usize, self.left);
+        }
+    }
+}
+
+/// The polling thread.
+struct Polling {
+    raw: Arc<raw::Producer<Context>>,
+    account: Arc<Account>,
+    pipeline: Arc<str>,
+    seldom: Arc<Seldom>,
+}
+
+impl Polling {
+    fn run(self) {
+        while !self.account.stop.load(Ordering::Acquire) {
+            self.raw.poll(POLL, |event| self.handle(event));
+            // Only now, because a record leaves the queue when the event that tells its fate is freed.
+            self.account.room.notify_waiters();
+        }
+    }
+
+    fn handle(&self, event: ProducerEvent<'_>) {
+        match event {
+            ProducerEvent::Deliveries(deliveries) => {
+                let mut slots = lock(&self.account.slots);
+                for (number, failure) in deliveries {
+                    if failure == Some(Code::Fatal) {
+                        self.account.failed.store(true, Ordering::Release);
+                    }
+                    slots.settle(number, failure);
+                }
+            }
+            ProducerEvent::Error(Code::Fatal, text) => {
+                self.account.failed.store(true, Ordering::Release);
+                tracing::warn!(pipeline = %self.pipeline, "the producer failed and will be replaced: {text}");
+            }
+            ProducerEvent::Error(code, text) => {
+                if self.seldom.now(&code.to_string()) {
+                    tracing::warn!(pipeline = %self.pipeline, "{text}");
+                }
+            }
+            ProducerEvent::Log(level, text) => self.seldom.line(&self.pipeline, level, &text),
+        }
+    }
+}

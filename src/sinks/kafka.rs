@@ -1,0 +1,501 @@
+//! Records into a topic of a Kafka cluster.
+//!
+//! All Kafka sinks of a pipeline that have the same connection share one producer, and in a transactional pipeline one
+//! transaction. Records are copied into the producer's queue in the order of the writes; a full queue is waited for
+//! without holding a worker. The answer for a batch comes when all replicas have its records.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use rdkafka::error::RDKafkaErrorCode as Code;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use vrl::path::{OwnedSegment, OwnedValuePath, parse_value_path};
+
+use crate::clients::kafka::config::{Connection, Options, Role, Sasl, Tls, is_topic_name};
+use crate::clients::kafka::producer::{self, Enqueuing, Live, ProducerSettings, SharedProducer};
+use crate::clients::kafka::raw::{Outgoing, Topic};
+use crate::clients::kafka::transaction::KafkaTransaction;
+use crate::clients::kafka::{PipelineClients, PipelineGroups};
+use crate::codecs::Codec;
+use crate::component::{
+    Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, Problem, Sink, SinkConfig, SinkError,
+    SinkTraits, Spanned, Touched,
+};
+use crate::record::{Batch, BodyFormat, Record, json};
+use crate::runtime::Runtime;
+
+/// How long one request to the broker may take.
+const REQUEST: Duration = Duration::from_secs(5);
+/// Limits of topics are asked for again when a run starts, unless that was done just now for another sink,
+const LIMITS_AGE_AT_START: Duration = Duration::from_secs(5);
+/// and now and then while it goes on.
+const LIMITS_AGE: Duration = Duration::from_mins(10);
+
+/// Writes records to a topic of a Kafka cluster.
+///
+/// ```yaml
+/// kafka: { brokers: "localhost:9092", topic: totals, key: .user }
+/// ```
+///
+/// Key, headers and timestamp of a record are kept. Keys go to the partitions that Kafka's own clients choose. A record
+/// that the topic does not take (too large, or without a key where the topic is compacted) is rejected before it is sent.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KafkaConfig {
+    /// The brokers to ask first, as `host:port, host:port`; `embedded` for a cluster inside this process, which is for
+    /// trying things out: nothing in it survives the process.
+    brokers: Spanned<String>,
+    /// The topic. Weir does not create it; a broker that is set to create topics does.
+    topic: Spanned<String>,
+    /// The field of the body that becomes the key. Where it is missing or null, the record has no key. If this is left out,
+    /// records keep the key that they came with.
+    key: Option<Spanned<String>>,
+    /// How bodies are encoded.
+    #[serde(default)]
+    codec: Codec,
+    /// How batches are compressed on their way and at rest.
+    #[serde(default)]
+    compression: Compression,
+    /// Encryption; none if left out.
+    tls: Option<Tls>,
+    /// Authentication; none if left out.
+    sasl: Option<Sasl>,
+    /// Further settings of librdkafka, by its own names.
+    #[serde(default)]
+    options: Options,
+}
+
+/// How batches are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// By gzip: small and slow.
+    Gzip,
+    /// By snappy: fast.
+    Snappy,
+    /// By LZ4: fast.
+    Lz4,
+    /// By Zstandard: small, and faster than gzip.
+    Zstd,
+}
+
+impl Compression {
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Gzip => "gzip",
+            Self::Snappy => "snappy",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+impl SinkConfig for KafkaConfig {
+    const NAME: &'static str = "kafka";
+
+    fn compile(self, cx: &mut CheckContext) -> Option<CompiledSink> {
+        let before = cx.problems.len();
+        if !is_topic_name(&self.topic.value) {
+            cx.report(
+                Problem::error(self.topic.span, format!("Kafka takes no topic of such a name: `{}`", self.topic.value))
+                    .help("a name has letters, digits, `.`, `_` and `-`, and at most 249 of them"),
+            );
+        }
+        let key = self.key.as_ref().and_then(|key| KeyPath::parse(key, cx));
+        let right = cx.problems.len() == before;
+        let connection =
+            Connection::check(Role::Producer, &self.brokers, self.tls.as_ref(), self.sasl.as_ref(), &self.options, cx)?;
+        if !right {
+            return None;
+        }
+        let (topic, codec, compression) = (self.topic.value, self.codec, self.compression);
+        Some(CompiledSink {
+            traits: SinkTraits {
+                acknowledges: Acknowledges::Durable,
+                transactional_with: (!connection.is_embedded()).then_some(Self::NAME),
+                idempotent_by_key: false,
+                per_lane: true,
+                carries_headers: true,
+            },
+            touched: Touched { reads: self.key.iter().map(|key| key.value.clone()).collect(), writes: BTreeSet::new() },
+            build: Arc::new(move |cx| {
+                let producer = shared_producer(&connection, cx);
+                producer.announce(&topic);
+                let transaction = shared_transaction(&producer, cx)?;
+                Ok(Box::new(KafkaSink {
+                    producer,
+                    transaction,
+                    name: topic.clone(),
+                    key: key.clone(),
+                    codec,
+                    compression,
+                    runtime: cx.runtime.clone(),
+                    topic: None,
+                    scratch: Vec::new(),
+                }))
+            }),
+        })
+    }
+}
+
+fn shared_producer(connection: &Connection, cx: &BuildContext) -> Arc<SharedProducer> {
+    cx.clients.shared(PipelineClients::default).producer(connection.identity(), || {
+        SharedProducer::new(ProducerSettings {
+            connection: connection.clone(),
+            pipeline: Arc::clone(&cx.pipeline),
+            transactional: cx.transactional,
+            memory: cx.memory,
+            runtime: cx.runtime.clone(),
+        })
+    })
+}
+
+fn shared_transaction(
+    producer: &Arc<SharedProducer>,
+    cx: &BuildContext,
+) -> Result<Option<Arc<KafkaTransaction>>, BuildError> {
+    if !cx.transactional {
+        return Ok(None);
+    }
+    let groups = cx.clients.shared(PipelineGroups::default);
+    let clients = cx.clients.shared(PipelineClients::default);
+    let make = || KafkaTransaction::new(Arc::clone(producer), groups, &cx.instance);
+    let transaction = clients.transaction(producer, make).map_err(BuildError)?;
+    cx.clients.set_transaction(Arc::clone(&transaction) as _);
+    Ok(Some(transaction))
+}
+
+struct KafkaSink {
+    producer: Arc<SharedProducer>,
+    transaction: Option<Arc<KafkaTransaction>>,
+    name: String,
+    key: Option<KeyPath>,
+    codec: Codec,
+    compression: Compression,
+    runtime: Runtime,
+    topic: Option<Topic<producer::Context>>,
+    scratch: Vec<u8>,
+}
+
+impl KafkaSink {
+    /// The client to write with. In a transaction it opens the transaction.
+    fn live(&self) -> Result<Arc<Live>, SinkError> {
+        match &self.transaction {
+            Some(transaction) => transaction.begin(),
+            None => self
+                .producer
+                .current()
+                .filter(|live| !live.has_failed())
+                .ok_or_else(|| SinkError::Rewind("the producer has failed".to_owned())),
+        }
+    }
+
+    /// The handle of the topic; a new one if the client was replaced.
+    fn topic(&mut self, live: &Live) -> Result<&Topic<producer::Context>, SinkError> {
+        if self.topic.as_ref().is_none_or(|topic| !Arc::ptr_eq(topic.producer(), live.raw())) {
+            // As Java's default: keys go where other clients would send them.
+            let settings = [("partitioner", "murmur2_random"), ("compression.codec", self.compression.name())];
+            let topic = Topic::new(live.raw(), &self.name, &settings).map_err(SinkError::Retry)?;
+            self.topic = Some(topic);
+        }
+        Ok(self.topic.as_ref().expect("made above"))
+    }
+
+    async fn start(&mut self) -> Result<(), SinkError> {
+        self.producer.create_embedded_topic(&self.name).map_err(SinkError::Retry)?;
+        self.producer.refresh_limits(LIMITS_AGE_AT_START).await;
+        let live = if self.transaction.is_some() {
+            // The transaction has made it, and taken its identity.
+            self.producer.current().ok_or_else(|| SinkError::Retry("the transaction was not fenced yet".to_owned()))?
+        } else {
+            let producer = Arc::clone(&self.producer);
+            self.runtime.blocking(move || producer.fresh(None)).await.map_err(SinkError::Retry)?
+        };
+        self.topic(&live)?;
+        let name = self.name.clone();
+        self.runtime.blocking(move || is_there(&live, &name)).await
+    }
+
+    /// Enqueues every record of a batch, in order.
+    async fn enqueue(&mut self, live: &Arc<Live>, batch: &Batch) -> Result<Enqueuing, SinkError> {
+        self.topic(live)?;
+        let limits = self.producer.limits(&self.name);
+        let mut enqueuing = live.open(batch.len());
+        for (at, record) in batch.records().iter().enumerate() {
+            let value = match encoded(self.codec, batch, record, &mut self.scratch) {
+                Ok(value) => value,
+                Err(error) => {
+                    enqueuing.refuse(at, error);
+                    continue;
+                }
+            };
+            let key = match &self.key {
+                Some(path) => path.of(batch, record),
+                None => batch.key(record).map(Cow::Borrowed),
+            };
+            let key = key.as_deref();
+            let headers = batch.headers(record);
+            if let Some(refusal) = limits.refusal(value, key, headers) {
+                enqueuing.refuse(at, refusal);
+                continue;
+            }
+            let outgoing = Outgoing { value, key, headers, timestamp: record.timestamp.0 };
+            let topic = self.topic.as_ref().expect("made above");
+            loop {
+                let mut outcome = enqueuing.enqueue(topic, at, outgoing);
+                if outcome == Err(Code::QueueFull) {
+                    let room = live.room().notified();
+                    tokio::pin!(room);
+                    room.as_mut().enable();
+                    // There may have been room just before we listened.
+                    outcome = enqueuing.enqueue(topic, at, outgoing);
+                    if outcome == Err(Code::QueueFull) {
+                        room.await;
+                        continue;
+                    }
+                }
+                match outcome {
+                    Ok(()) => break,
+                    Err(Code::MessageSizeTooLarge) => {
+                        enqueuing.refuse(at, "the record is larger than the client sends".to_owned());
+                        break;
+                    }
+                    Err(code) => return Err(producer::failed(code)),
+                }
+            }
+        }
+        Ok(enqueuing)
+    }
+}
+
+/// The value to send; `None` for a tombstone.
+fn encoded<'a>(
+    codec: Codec,
+    batch: &'a Batch,
+    record: &Record,
+    scratch: &'a mut Vec<u8>,
+) -> Result<Option<&'a [u8]>, String> {
+    match record.format {
+        BodyFormat::Absent => return Ok(None),
+        // These are written as they stand.
+        BodyFormat::Verbatim => return Ok(Some(batch.body(record))),
+        BodyFormat::Json if codec == Codec::Json => return Ok(Some(batch.body(record))),
+        BodyFormat::Json | BodyFormat::Raw => {}
+    }
+    scratch.clear();
+    codec.encode(batch, record, scratch)?;
+    Ok(Some(scratch))
+}
+
+/// Whether the topic exists. A broker that creates topics does it when it is asked this. Blocks.
+fn is_there(live: &Live, name: &str) -> Result<(), SinkError> {
+    let metadata = live.raw().client().fetch_metadata(Some(name), REQUEST).map_err(|error| {
+        SinkError::Retry(format!(
+            "the brokers do not answer, so it is not known whether topic `{name}` exists: {error}"
+        ))
+    })?;
+    let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
+        return Err(SinkError::Retry(format!("the brokers know no topic `{name}` yet")));
+    };
+    match topic.error().map(Code::from) {
+        None => Ok(()),
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::LeaderNotAvailable) => {
+            Err(SinkError::Retry(format!("topic `{name}` does not exist yet; Weir does not create it")))
+        }
+        Some(Code::TopicAuthorizationFailed) => {
+            Err(SinkError::Fatal(format!("not allowed to write to topic `{name}`")))
+        }
+        Some(code) => Err(SinkError::Retry(format!("topic `{name}` is not ready: {code}"))),
+    }
+}
+
+impl Sink for KafkaSink {
+    fn open(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+        Box::pin(self.start())
+    }
+
+    fn write(&mut self, batch: Arc<Batch>) -> BoxFuture<'_, Result<Answer, SinkError>> {
+        Box::pin(async move {
+            let live = self.live()?;
+            let answer = self.enqueue(&live, &batch).await?.answer();
+            let answer: Answer = Box::pin(async move {
+                answer.await.unwrap_or_else(|_| Err(SinkError::Rewind("the producer was closed".to_owned())))
+            });
+            Ok(answer)
+        })
+    }
+
+    /// An answer means that all replicas have the records, so there is nothing to flush; what a topic takes is looked up
+    /// here now and then.
+    fn flush(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+        Box::pin(async move {
+            self.producer.refresh_limits(LIMITS_AGE).await;
+            Ok(())
+        })
+    }
+}
+
+/// A path to the field that becomes the key.
+#[derive(Debug, Clone)]
+struct KeyPath {
+    field: String,
+    below: OwnedValuePath,
+}
+
+impl KeyPath {
+    fn parse(text: &Spanned<String>, cx: &mut CheckContext) -> Option<Self> {
+        let path = parse_value_path(&text.value).ok().filter(|_| text.value.starts_with('.'));
+        let mut segments = path.into_iter().flat_map(|path| path.segments);
+        if let Some(OwnedSegment::Field(field)) = segments.next() {
+            return Some(Self { field: field.to_string(), below: segments.collect::<Vec<_>>().into() });
+        }
+        cx.report(
+            Problem::error(text.span, format!("`{}` is not a path to a field", text.value))
+                .help("write it as `.user` or `.user.id`"),
+        );
+        None
+    }
+
+    /// The key of a record: a string as it reads, any other value as its JSON text.
+    fn of<'a>(&self, batch: &'a Batch, record: &Record) -> Option<Cow<'a, [u8]>> {
+        let fields = batch.fields(record)?;
+        let field = &fields[json::find(batch.bytes(), fields, &self.field)?];
+        let value = batch.slice(field.value);
+        if self.below.segments.is_empty() {
+            return key_text(value);
+        }
+        let mut tree = &serde_json::from_slice::<serde_json::Value>(value).ok()?;
+        for segment in &self.below.segments {
+            tree = match segment {
+                OwnedSegment::Field(name) => tree.get(name.as_str())?,
+                OwnedSegment::Index(at) => {
+                    let list = tree.as_array()?;
+                    let at = if *at < 0 { list.len().checked_add_signed(*at)? } else { usize::try_from(*at).ok()? };
+                    list.get(at)?
+                }
+            };
+        }
+        key_text(tree.to_string().as_bytes()).map(|key| Cow::Owned(key.into_owned()))
+    }
+}
+
+fn key_text(value: &[u8]) -> Option<Cow<'_, [u8]>> {
+    match value {
+        b"null" => None,
+        [b'"', inside @ .., b'"'] => Some(json::unescape(inside)),
+        _ => Some(Cow::Borrowed(value)),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::clients::kafka::config::OptionValue;
+    use crate::clients::kafka::fixture::{Process, batch, check, draft, here, unique, write};
+    use crate::component::BoxSink;
+    use crate::record::Draft;
+
+    pub(crate) fn config(topic: &str) -> KafkaConfig {
+        KafkaConfig {
+            brokers: here("embedded".to_owned()),
+            topic: here(topic.to_owned()),
+            key: None,
+            codec: Codec::Raw,
+            compression: Compression::None,
+            tls: None,
+            sasl: None,
+            options: Options::new(),
+        }
+    }
+
+    impl KafkaConfig {
+        /// Writes to other brokers than the embedded ones.
+        pub(crate) fn set_brokers(&mut self, brokers: &str) {
+            self.brokers = here(brokers.to_owned());
+        }
+    }
+
+    pub(crate) fn compiled(config: KafkaConfig) -> CompiledSink {
+        let mut cx = check();
+        config.compile(&mut cx).unwrap_or_else(|| panic!("{:?}", cx.problems))
+    }
+
+    pub(crate) async fn sink_to(process: &Process, config: KafkaConfig) -> BoxSink {
+        let mut sink = process.sink(&compiled(config));
+        sink.open().await.unwrap();
+        sink
+    }
+
+    #[test]
+    fn a_key_must_be_a_path_to_a_field() {
+        for wrong in ["user", ".", "", ".user[", "%key"] {
+            let mut cx = check();
+            let wrong = KafkaConfig { key: Some(here(wrong.to_owned())), ..config("x") };
+            assert!(wrong.compile(&mut cx).is_none());
+            assert!(cx.problems[0].message.contains("is not a path to a field"), "{:?}", cx.problems);
+        }
+        let compiled = compiled(KafkaConfig { key: Some(here(".user".to_owned())), ..config("x") });
+        assert_eq!(compiled.touched.reads, BTreeSet::from([".user".to_owned()]));
+    }
+
+    #[test]
+    fn the_key_is_the_text_of_the_last_field_of_that_name() {
+        let body = r#"{"u":"first","\u0075":{"id":7,"n\u0061me":"ada","tags":["a","b\"c"],"gone":null},"n":12.50,"s":"a\u0062"}"#;
+        let batch = Codec::Json.decode(batch(&[draft(body)]), &mut Vec::new());
+        let key = |path: &str| {
+            let path = KeyPath::parse(&here(path.to_owned()), &mut check()).unwrap();
+            path.of(&batch, &batch.records()[0]).map(|key| String::from_utf8(key.into_owned()).unwrap())
+        };
+        assert_eq!(key(".u.id").as_deref(), Some("7"));
+        assert_eq!(key(".u.name").as_deref(), Some("ada"));
+        assert_eq!(key(".u.tags[-1]").as_deref(), Some("b\"c"));
+        assert_eq!(key(".n").as_deref(), Some("12.50"));
+        assert_eq!(key(".s").as_deref(), Some("ab"));
+        assert_eq!(key(".u.gone"), None);
+        assert_eq!(key(".other"), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_full_queue_is_waited_for() {
+        let process = Process::new("one", false);
+        let mut config = config(&unique("full"));
+        let few: OptionValue = serde_json::from_str("10").unwrap();
+        config.options.insert("queue.buffering.max.messages".to_owned(), here(few));
+        let mut sink = sink_to(&process, config).await;
+        let texts: Vec<String> = (0..500).map(|n| n.to_string()).collect();
+        write(&mut sink, &texts.iter().map(|text| draft(text)).collect::<Vec<_>>()).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_too_large_is_refused_alone() {
+        let process = Process::new("one", false);
+        let mut sink = sink_to(&process, config(&unique("large"))).await;
+        let large = "x".repeat(1_000_001);
+        let batch = Arc::new(batch(&[draft("a"), draft(&large), Draft { key: Some(b"k"), ..draft("b") }]));
+        let settled = sink.write(batch).await.unwrap().await.unwrap();
+        assert_eq!(settled.refused.iter().map(|refusal| refusal.record).collect::<Vec<_>>(), [1]);
+        assert!(settled.refused[0].error.contains("at most 1000000 bytes"));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn sinks_of_one_pipeline_share_a_producer() {
+        let process = Process::new("one", false);
+        let _sinks = [process.sink(&compiled(config("a"))), process.sink(&compiled(config("b")))];
+        let compiled = compiled(config("c"));
+        let cx = process.context("out");
+        let mut check = check();
+        let brokers = here("embedded".to_owned());
+        let connection = Connection::check(Role::Producer, &brokers, None, None, &Options::new(), &mut check).unwrap();
+        let shared = shared_producer(&connection, &cx);
+        drop((compiled.build)(&cx).unwrap());
+        assert_eq!(Arc::strong_count(&shared), 4, "two sinks, the registry, and this test");
+    }
+}
