@@ -42,7 +42,11 @@ struct Text {
 impl Text {
     /// The code: without the tests that end the file, and without comments.
     fn code(&self) -> String {
-        let end = self.text.find("\n#[cfg(test)]\nmod ").unwrap_or(self.text.len());
+        let end = ["\n#[cfg(test)]\nmod ", "\n#[cfg(test)]\npub(crate) mod "]
+            .iter()
+            .filter_map(|tests| self.text.find(tests))
+            .min()
+            .unwrap_or(self.text.len());
         let mut code = String::new();
         for line in self.text[..end].lines() {
             let comment = line.trim_start().starts_with("//");

@@ -7,7 +7,11 @@
 //! On revoke the thread closes the partitions, asks for the epoch to be closed, and gives them up. No lock is held while
 //! it waits, because the commit that it waits for takes the same lock on another thread.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod reader;
+mod rebalance;
+mod statistics;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -21,18 +25,19 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
-use serde::Deserialize;
 use tokio::sync::Notify;
 
-use super::assignment::{Assignment, BEGINNING, Held, Rewind};
+use super::assignment::{Assignment, BEGINNING, Rewind};
 use super::config::{Connection, Protocol, StartAt};
 use super::embedded;
 use super::log::Seldom;
-use super::raw::{GroupMetadata, Messages, PartitionQueue};
-use crate::component::{EpochRequests, Pulled, SourceError};
+use super::raw::{GroupMetadata, PartitionQueue};
+pub(crate) use reader::{Reader, Stop};
+
+use crate::component::{EpochRequests, SourceError};
 use crate::delivery::{CommitPositions, Positions};
 use crate::observe::StageMetrics;
-use crate::record::{BatchBuilder, BodyFormat, ByteRange, HeadersBuilder, Partition, Position, Record, Timestamp};
+use crate::record::Partition;
 use crate::runtime::Runtime;
 
 /// How long a revoke waits for the epoch to close.
@@ -137,12 +142,6 @@ impl ConsumerContext for Context {
             self.group.revoked(self, client, list);
         }
     }
-}
-
-/// Where a newly assigned partition starts.
-struct Start {
-    at: i64,
-    committed: Option<i64>,
 }
 
 impl GroupConsumer {
@@ -288,159 +287,6 @@ impl GroupConsumer {
 
     // Rebalances, on the polling thread.
 
-    fn assigned(&self, context: &Context, client: &Client, list: &TopicPartitionList) {
-        let partitions = self.partitions(list);
-        let mut offsets = TopicPartitionList::new();
-        if let Some(starts) = self.starts(context, client, &partitions)
-            && let Some(client) = context.client.get().and_then(Weak::upgrade)
-        {
-            for (partition, start) in partitions.iter().zip(starts) {
-                let queue = Queue::split(&client, &partition.topic, partition.number, &self.wake);
-                let added =
-                    offsets.add_partition_offset(&partition.topic, partition.number, Offset::from_raw(start.at));
-                match (queue, added) {
-                    (Some(queue), Ok(())) => {
-                        let origin = Arc::new(partition.clone());
-                        self.state().assignment.grant(origin, queue, start.at, start.committed);
-                    }
-                    _ => self.fault(SourceError::Retry(format!("cannot read partition {partition}"))),
-                }
-            }
-        } else {
-            // The consumer is closing, or has lost these partitions already: they are taken back next, and read by none.
-            offsets = list.clone();
-        }
-        if let Err(error) = client.incremental_assign(&offsets) {
-            self.fault(SourceError::Retry(format!("cannot take on partitions: {error}")));
-        }
-        if !partitions.is_empty() {
-            tracing::info!(component = %self.settings.source, partitions = %names(&partitions), "partitions assigned");
-        }
-        self.wake.notify_one();
-    }
-
-    fn revoked(&self, context: &Context, client: &Client, list: &TopicPartitionList) {
-        let partitions = self.partitions(list);
-        let lost = client.assignment_lost();
-        let epochs = {
-            let mut state = self.state();
-            state.assignment.close(&partitions);
-            state.epochs.clone()
-        };
-        if let Some(epochs) = epochs.filter(|_| !context.is_closing() && !partitions.is_empty()) {
-            if lost {
-                epochs.lost(partitions.clone(), REVOKE_LIMIT);
-            } else {
-                // The answer is not needed: what is committed by now shows below.
-                let _ = epochs.close_within(REVOKE_LIMIT);
-            }
-        }
-        let unfinished = self.state().assignment.remove(&partitions);
-        if unfinished > 0 && !context.is_closing() {
-            let reason = if lost { "partitions_lost" } else { "revoked_uncommitted" };
-            self.settings.metrics.error(reason);
-            tracing::warn!(
-                component = %self.settings.source,
-                partitions = unfinished,
-                "partitions went before their records were committed: the next holder repeats the work"
-            );
-            if self.settings.transactional {
-                self.fault(SourceError::Retry("partitions went before their records were committed".to_owned()));
-            }
-        }
-        if let Err(error) = client.incremental_unassign(list) {
-            self.fault(SourceError::Retry(format!("cannot give up partitions: {error}")));
-        }
-        for partition in &partitions {
-            self.settings.metrics.forget_lag(&partition.topic, partition.number);
-        }
-        if !partitions.is_empty() {
-            tracing::info!(component = %self.settings.source, partitions = %names(&partitions), lost, "partitions given up");
-        }
-        self.wake.notify_one();
-    }
-
-    /// Where to start newly assigned partitions, asked until it is known. `None` if they are not wanted any more.
-    fn starts(&self, context: &Context, client: &Client, partitions: &[Partition]) -> Option<Vec<Start>> {
-        loop {
-            match self.try_starts(client, partitions) {
-                Ok(starts) => return Some(starts),
-                Err(error) => {
-                    let text = format!("cannot read the group's offsets yet: {error}");
-                    if self.seldom.now(&text) {
-                        tracing::warn!(component = %self.settings.source, "{text}");
-                    }
-                }
-            }
-            if context.is_closing() || client.assignment_lost() {
-                return None;
-            }
-            std::thread::sleep(PAUSE);
-        }
-    }
-
-    fn try_starts(&self, client: &Client, partitions: &[Partition]) -> KafkaResult<Vec<Start>> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
-        }
-        let names = || partitions.iter().map(|partition| (&*partition.topic, partition.number));
-        let committed = committed_offsets(client, names())?;
-        let without: BTreeSet<&str> = names()
-            .filter(|&(topic, number)| !committed.contains_key(&(topic.to_owned(), number)))
-            .map(|(t, _)| t)
-            .collect();
-        let mut firsts = BTreeMap::new();
-        for topic in without {
-            if let Some(first) = self.first_start(client, topic)? {
-                firsts.extend(first);
-            }
-        }
-        let start = |(topic, number): (&str, i32)| {
-            let name = (topic.to_owned(), number);
-            if let Some(&offset) = committed.get(&name) {
-                return Start { at: offset, committed: Some(offset) };
-            }
-            firsts
-                .get(&name)
-                .map_or(Start { at: BEGINNING, committed: None }, |&first| Start { at: first, committed: None })
-        };
-        Ok(names().map(start).collect())
-    }
-
-    /// Where the whole group begins in a topic of which it has no offset; `None` for its beginning.
-    ///
-    /// `start_at` counts only at the very first start. Its meaning is fixed there for all partitions at once, also for
-    /// those that another process holds: to whoever comes later, each of them has an offset.
-    fn first_start(&self, client: &Client, topic: &str) -> KafkaResult<Option<BTreeMap<(String, i32), i64>>> {
-        if self.settings.start_at == StartAt::Earliest {
-            return Ok(None);
-        }
-        let metadata = client.fetch_metadata(Some(topic), REQUEST)?;
-        let numbers: Vec<i32> = metadata
-            .topics()
-            .iter()
-            .filter(|described| described.name() == topic)
-            .flat_map(|described| described.partitions().iter().map(rdkafka::metadata::MetadataPartition::id))
-            .collect();
-        if !committed_offsets(client, numbers.iter().map(|&number| (topic, number)))?.is_empty() {
-            return Ok(None);
-        }
-        let mut starts = BTreeMap::new();
-        let mut list = TopicPartitionList::new();
-        for number in numbers {
-            let (_, newest) = client.fetch_watermarks(topic, number, REQUEST)?;
-            list.add_partition_offset(topic, number, Offset::Offset(newest))?;
-            starts.insert((topic.to_owned(), number), newest);
-        }
-        if let Err(error) = client.commit(&list, CommitMode::Sync) {
-            // The start stands in memory, so nothing is skipped while this process lives.
-            tracing::warn!(component = %self.settings.source, "cannot commit where the group starts: {error}");
-        }
-        Ok(Some(starts))
-    }
-
-    // Errors and statistics, on the polling thread.
-
     /// Judges an error of the main queue. Returns whether the client survives it.
     fn judge(&self, error: &KafkaError) -> bool {
         let settings = &self.settings;
@@ -479,26 +325,6 @@ impl GroupConsumer {
             }
         }
         true
-    }
-
-    fn publish_lag(&self, statistics: &[u8]) {
-        let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
-        let state = self.state();
-        for held in state.assignment.held() {
-            let Partition { topic, number, .. } = &*held.origin;
-            let Some(seen) =
-                statistics.topics.get(&**topic).and_then(|topic| topic.partitions.get(&number.to_string()))
-            else {
-                continue;
-            };
-            let floor = match state.assignment.floor(&held.origin) {
-                Some(BEGINNING) | None => seen.lo_offset,
-                Some(offset) => offset,
-            };
-            if seen.hi_offset >= 0 && floor >= 0 {
-                self.settings.metrics.lag(topic, *number, (seen.hi_offset - floor).max(0));
-            }
-        }
     }
 
     // Commits, on any thread that may block.
@@ -727,23 +553,6 @@ fn committed_offsets<'a>(
     Ok(offsets)
 }
 
-/// The part of librdkafka's statistics that we read.
-#[derive(Deserialize)]
-struct Statistics {
-    topics: BTreeMap<String, TopicStatistics>,
-}
-
-#[derive(Deserialize)]
-struct TopicStatistics {
-    partitions: BTreeMap<String, PartitionStatistics>,
-}
-
-#[derive(Deserialize)]
-struct PartitionStatistics {
-    lo_offset: i64,
-    hi_offset: i64,
-}
-
 /// Commits the positions of a source to its group.
 #[derive(Debug)]
 pub(crate) struct GroupPositions(pub(crate) Arc<GroupConsumer>);
@@ -756,150 +565,6 @@ impl CommitPositions for GroupPositions {
             runtime.blocking(move || group.commit(&positions)).await
         })
     }
-}
-
-/// Drains the partitions of a group in turn, on the worker that needs the records.
-pub(crate) struct Reader {
-    group: Arc<GroupConsumer>,
-    partitions: Vec<Reading>,
-    changes: u64,
-    turn: usize,
-    stop: Option<Stop>,
-    headers: HeadersBuilder,
-}
-
-struct Reading {
-    held: Arc<Held<Queue>>,
-    /// How many records make about one batch, by the size of those that came before.
-    limit: usize,
-}
-
-/// Why a reader cannot go on.
-pub(crate) enum Stop {
-    /// As it says.
-    Error(SourceError),
-    /// The broker does not have this offset any more.
-    Gap(Arc<Partition>, i64),
-}
-
-impl Reader {
-    pub(crate) fn new(group: Arc<GroupConsumer>) -> Self {
-        Self { group, partitions: Vec::new(), changes: 0, turn: 0, stop: None, headers: HeadersBuilder::default() }
-    }
-
-    /// Waits until there may be something to read.
-    pub(crate) async fn woken(&self) {
-        self.group.wake.notified().await;
-    }
-
-    /// The next batch, if there is one.
-    pub(crate) fn next(&mut self) -> Result<Option<Pulled>, Stop> {
-        if let Some(stop) = self.stop.take() {
-            return Err(stop);
-        }
-        self.look()?;
-        for _ in 0..self.partitions.len() {
-            self.turn = (self.turn + 1) % self.partitions.len();
-            if let Some(pulled) = self.read(self.turn)? {
-                return Ok(Some(pulled));
-            }
-        }
-        Ok(None)
-    }
-
-    fn look(&mut self) -> Result<(), Stop> {
-        let state = self.group.state();
-        if let Some(fault) = &state.fault {
-            return Err(Stop::Error(fault.clone()));
-        }
-        if state.assignment.changes() != self.changes {
-            self.changes = state.assignment.changes();
-            let reading = |held: &Arc<Held<Queue>>| Reading { held: Arc::clone(held), limit: 100 };
-            self.partitions = state.assignment.held().map(reading).collect();
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, at: usize) -> Result<Option<Pulled>, Stop> {
-        let Reading { held, limit } = &mut self.partitions[at];
-        if !held.queue.is_ready() {
-            return Ok(None);
-        }
-        let Some(messages) = held.read(|queue| queue.drain(*limit)) else { return Ok(None) };
-        if messages.is_empty() {
-            return Ok(None);
-        }
-        let now = self.group.settings.runtime.clock().timestamp();
-        let (pulled, stop) = copy(&messages, held, now, &mut self.headers);
-        if let Some(Pulled { batch, .. }) = &pulled {
-            let size = batch.bytes().len() / batch.len().max(1) + 1;
-            *limit = (BATCH_BYTES / size).clamp(1, BATCH_RECORDS);
-        }
-        if stop.is_some() {
-            held.stalled();
-        }
-        match pulled {
-            Some(pulled) => {
-                self.stop = stop;
-                Ok(held.yielded(pulled.position.0).then_some(pulled))
-            }
-            None => stop.map_or(Ok(None), Err),
-        }
-    }
-}
-
-/// Copies messages into one batch, up to the first error.
-fn copy(
-    messages: &Messages,
-    held: &Held<Queue>,
-    now: Timestamp,
-    headers: &mut HeadersBuilder,
-) -> (Option<Pulled>, Option<Stop>) {
-    let bytes = messages
-        .iter()
-        .filter(|message| message.error().is_none())
-        .map(|message| message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len))
-        .sum();
-    let mut batch = BatchBuilder::new(Arc::clone(&held.origin), bytes, messages.len());
-    let mut position = None;
-    let mut stop = None;
-    for message in messages.iter() {
-        if let Some(code) = message.error() {
-            match code {
-                Code::PartitionEOF => continue,
-                Code::AutoOffsetReset | Code::OffsetOutOfRange => {
-                    stop = Some(Stop::Gap(Arc::clone(&held.origin), message.offset()));
-                }
-                Code::TopicAuthorizationFailed => {
-                    let text = format!("not allowed to read topic `{}`", held.origin.topic);
-                    stop = Some(Stop::Error(SourceError::Fatal(text)));
-                }
-                // librdkafka may go on behind what it could not read. We do not: the same range is read again.
-                _ => {
-                    let text = format!("cannot read partition {}: {}", held.origin, message.error_text());
-                    stop = Some(Stop::Error(SourceError::Retry(text)));
-                }
-            }
-            break;
-        }
-        headers.clear();
-        message.headers(headers);
-        let body = message.payload().map_or(ByteRange::default(), |payload| batch.append(payload));
-        let key = message.key().map(|key| batch.append(key));
-        let header_range =
-            if headers.encoded().is_empty() { ByteRange::default() } else { batch.append(headers.encoded()) };
-        batch.push(Record {
-            body,
-            format: if message.payload().is_none() { BodyFormat::Absent } else { BodyFormat::Raw },
-            key,
-            headers: header_range,
-            timestamp: message.timestamp().map_or(now, Timestamp),
-            offset: message.offset(),
-            ..Record::default()
-        });
-        position = Some(Position(message.offset() + 1));
-    }
-    (position.map(|position| Pulled { batch: batch.finish(), position }), stop)
 }
 
 #[cfg(test)]
@@ -926,14 +591,5 @@ pub(crate) mod tests {
     /// Where a new run would go on.
     pub(crate) fn noted(group: &GroupConsumer, partition: &Partition) -> Option<i64> {
         group.state().assignment.floor(partition)
-    }
-
-    #[test]
-    fn the_statistics_that_we_read_are_found_among_the_others() {
-        let text = br#"{ "name": "x", "ts": 1, "topics": { "orders": { "topic": "orders", "partitions":
-            { "0": { "partition": 0, "lo_offset": 3, "hi_offset": 12, "consumer_lag": 4 } } } } }"#;
-        let statistics: Statistics = serde_json::from_slice(text).unwrap();
-        let partition = &statistics.topics["orders"].partitions["0"];
-        assert_eq!((partition.lo_offset, partition.hi_offset), (3, 12));
     }
 }

@@ -1,0 +1,175 @@
+//! Partitions come and go: where a new one starts, and how the epoch closes before one leaves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Weak};
+
+use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::error::KafkaResult;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::{Client, Context, GroupConsumer, PAUSE, Queue, REQUEST, REVOKE_LIMIT, committed_offsets, names};
+use crate::clients::kafka::assignment::BEGINNING;
+use crate::clients::kafka::config::StartAt;
+use crate::component::SourceError;
+use crate::record::Partition;
+
+/// Where a newly assigned partition starts.
+struct Start {
+    at: i64,
+    committed: Option<i64>,
+}
+
+impl GroupConsumer {
+    pub(super) fn assigned(&self, context: &Context, client: &Client, list: &TopicPartitionList) {
+        let partitions = self.partitions(list);
+        let mut offsets = TopicPartitionList::new();
+        if let Some(starts) = self.starts(context, client, &partitions)
+            && let Some(client) = context.client.get().and_then(Weak::upgrade)
+        {
+            for (partition, start) in partitions.iter().zip(starts) {
+                let queue = Queue::split(&client, &partition.topic, partition.number, &self.wake);
+                let added =
+                    offsets.add_partition_offset(&partition.topic, partition.number, Offset::from_raw(start.at));
+                match (queue, added) {
+                    (Some(queue), Ok(())) => {
+                        let origin = Arc::new(partition.clone());
+                        self.state().assignment.grant(origin, queue, start.at, start.committed);
+                    }
+                    _ => self.fault(SourceError::Retry(format!("cannot read partition {partition}"))),
+                }
+            }
+        } else {
+            // The consumer is closing, or has lost these partitions already: they are taken back next, and read by none.
+            offsets = list.clone();
+        }
+        if let Err(error) = client.incremental_assign(&offsets) {
+            self.fault(SourceError::Retry(format!("cannot take on partitions: {error}")));
+        }
+        if !partitions.is_empty() {
+            tracing::info!(component = %self.settings.source, partitions = %names(&partitions), "partitions assigned");
+        }
+        self.wake.notify_one();
+    }
+
+    pub(super) fn revoked(&self, context: &Context, client: &Client, list: &TopicPartitionList) {
+        let partitions = self.partitions(list);
+        let lost = client.assignment_lost();
+        let epochs = {
+            let mut state = self.state();
+            state.assignment.close(&partitions);
+            state.epochs.clone()
+        };
+        if let Some(epochs) = epochs.filter(|_| !context.is_closing() && !partitions.is_empty()) {
+            if lost {
+                epochs.lost(partitions.clone(), REVOKE_LIMIT);
+            } else {
+                // The answer is not needed: what is committed by now shows below.
+                let _ = epochs.close_within(REVOKE_LIMIT);
+            }
+        }
+        let unfinished = self.state().assignment.remove(&partitions);
+        if unfinished > 0 && !context.is_closing() {
+            let reason = if lost { "partitions_lost" } else { "revoked_uncommitted" };
+            self.settings.metrics.error(reason);
+            tracing::warn!(
+                component = %self.settings.source,
+                partitions = unfinished,
+                "partitions went before their records were committed: the next holder repeats the work"
+            );
+            if self.settings.transactional {
+                self.fault(SourceError::Retry("partitions went before their records were committed".to_owned()));
+            }
+        }
+        if let Err(error) = client.incremental_unassign(list) {
+            self.fault(SourceError::Retry(format!("cannot give up partitions: {error}")));
+        }
+        for partition in &partitions {
+            self.settings.metrics.forget_lag(&partition.topic, partition.number);
+        }
+        if !partitions.is_empty() {
+            tracing::info!(component = %self.settings.source, partitions = %names(&partitions), lost, "partitions given up");
+        }
+        self.wake.notify_one();
+    }
+
+    /// Where to start newly assigned partitions, asked until it is known. `None` if they are not wanted any more.
+    fn starts(&self, context: &Context, client: &Client, partitions: &[Partition]) -> Option<Vec<Start>> {
+        loop {
+            match self.try_starts(client, partitions) {
+                Ok(starts) => return Some(starts),
+                Err(error) => {
+                    let text = format!("cannot read the group's offsets yet: {error}");
+                    if self.seldom.now(&text) {
+                        tracing::warn!(component = %self.settings.source, "{text}");
+                    }
+                }
+            }
+            if context.is_closing() || client.assignment_lost() {
+                return None;
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn try_starts(&self, client: &Client, partitions: &[Partition]) -> KafkaResult<Vec<Start>> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let names = || partitions.iter().map(|partition| (&*partition.topic, partition.number));
+        let committed = committed_offsets(client, names())?;
+        let without: BTreeSet<&str> = names()
+            .filter(|&(topic, number)| !committed.contains_key(&(topic.to_owned(), number)))
+            .map(|(t, _)| t)
+            .collect();
+        let mut firsts = BTreeMap::new();
+        for topic in without {
+            if let Some(first) = self.first_start(client, topic)? {
+                firsts.extend(first);
+            }
+        }
+        let start = |(topic, number): (&str, i32)| {
+            let name = (topic.to_owned(), number);
+            if let Some(&offset) = committed.get(&name) {
+                return Start { at: offset, committed: Some(offset) };
+            }
+            firsts
+                .get(&name)
+                .map_or(Start { at: BEGINNING, committed: None }, |&first| Start { at: first, committed: None })
+        };
+        Ok(names().map(start).collect())
+    }
+
+    /// Where the whole group begins in a topic of which it has no offset; `None` for its beginning.
+    ///
+    /// `start_at` counts only at the very first start. Its meaning is fixed there for all partitions at once, also for
+    /// those that another process holds: to whoever comes later, each of them has an offset.
+    fn first_start(&self, client: &Client, topic: &str) -> KafkaResult<Option<BTreeMap<(String, i32), i64>>> {
+        if self.settings.start_at == StartAt::Earliest {
+            return Ok(None);
+        }
+        let metadata = client.fetch_metadata(Some(topic), REQUEST)?;
+        let numbers: Vec<i32> = metadata
+            .topics()
+            .iter()
+            .filter(|described| described.name() == topic)
+            .flat_map(|described| described.partitions().iter().map(rdkafka::metadata::MetadataPartition::id))
+            .collect();
+        if !committed_offsets(client, numbers.iter().map(|&number| (topic, number)))?.is_empty() {
+            return Ok(None);
+        }
+        let mut starts = BTreeMap::new();
+        let mut list = TopicPartitionList::new();
+        for number in numbers {
+            let (_, newest) = client.fetch_watermarks(topic, number, REQUEST)?;
+            list.add_partition_offset(topic, number, Offset::Offset(newest))?;
+            starts.insert((topic.to_owned(), number), newest);
+        }
+        if let Err(error) = client.commit(&list, CommitMode::Sync) {
+            // The start stands in memory, so nothing is skipped while this process lives.
+            tracing::warn!(component = %self.settings.source, "cannot commit where the group starts: {error}");
+        }
+        Ok(Some(starts))
+    }
+
+    // Errors and statistics, on the polling thread.
+}
