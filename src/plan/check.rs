@@ -84,7 +84,8 @@ impl<'a> Compiler<'a> {
         let transform_inputs: Vec<_> = links.transforms.iter().map(|links| ports.upstreams(links)).collect();
         let sink_inputs: Vec<_> = links.sinks.iter().map(|links| ports.upstreams(links)).collect();
         let read = ports.read;
-        if !links.some_unknown && order.circles.is_empty() {
+        // Without sinks, whatever is not read follows from that.
+        if !links.some_unknown && order.circles.is_empty() && !self.draft.sinks.is_empty() {
             self.unread(&read, &links, problems);
         }
         let on_errors = self.on_errors(problems);
