@@ -24,28 +24,30 @@ impl Environment for Nothing {
     }
 }
 
+/// Whether a config compiles; mistakes go to the context.
+type Compile = Box<dyn Fn(&Node, &mut CheckContext) -> bool>;
+
 /// A row of any table.
 struct Row {
     table: &'static str,
     name: &'static str,
     schema: Schema,
-    /// Whether the config compiled; mistakes go to the context.
-    compile: Box<dyn Fn(&Node, &mut CheckContext) -> bool>,
+    compile: Compile,
 }
 
 fn rows() -> Vec<Row> {
     let mut generator = SchemaGenerator::default();
     let mut rows = Vec::new();
     for row in SOURCES {
-        let compile = Box::new(|node: &Node, cx: &mut CheckContext| (row.compile)(node, cx).is_some());
+        let compile: Compile = Box::new(|node: &Node, cx: &mut CheckContext| (row.compile)(node, cx).is_some());
         rows.push(Row { table: "source", name: row.name, schema: (row.schema)(&mut generator), compile });
     }
     for row in TRANSFORMS {
-        let compile = Box::new(|node: &Node, cx: &mut CheckContext| (row.compile)(node, cx).is_some());
+        let compile: Compile = Box::new(|node: &Node, cx: &mut CheckContext| (row.compile)(node, cx).is_some());
         rows.push(Row { table: "transform", name: row.name, schema: (row.schema)(&mut generator), compile });
     }
     for row in SINKS {
-        let compile = Box::new(|node: &Node, cx: &mut CheckContext| (row.compile)(node, cx).is_some());
+        let compile: Compile = Box::new(|node: &Node, cx: &mut CheckContext| (row.compile)(node, cx).is_some());
         rows.push(Row { table: "sink", name: row.name, schema: (row.schema)(&mut generator), compile });
     }
     rows

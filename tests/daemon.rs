@@ -3,10 +3,14 @@
 mod broker;
 mod process;
 
+use std::fs::File;
+use std::io::Read;
 use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use broker::wait::{Deadline, wait_until};
+use broker::send_signal;
+use broker::wait::wait_until;
 use process::Home;
 
 /// For what takes a moment even on a machine that is busy with other tests.
@@ -21,15 +25,59 @@ sinks:
     blackhole: {}
 ";
 
-/// Its sink never answers.
-const WITHOUT_A_BROKER: &str = "
-sources:
-  orders:
-    generate: { shape: orders, rate: 100 }
-sinks:
-  nowhere:
-    kafka: { brokers: '127.0.0.1:1', topic: orders }
-";
+/// A daemon whose sink waits for ever: nobody reads its standard output. Killed when dropped.
+struct Blocked {
+    home: Home,
+    child: Child,
+}
+
+impl Blocked {
+    fn start(grace: &str) -> Self {
+        let home = Home::new();
+        home.write("blocked.yaml", ENDLESS.replace("blackhole", "stdout").replace(", rate: 100", ""));
+        let log = File::create(home.path("log.txt")).expect("the home can be written");
+        let child = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["run", "blocked.yaml"])
+            .current_dir(home.path("."))
+            .env("WEIR_DATA_DIR", home.path("data"))
+            .env("WEIR_ADMIN__LISTEN", "off")
+            .env("WEIR_GRACE", grace)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the binary was built");
+        let mut blocked = Self { home, child };
+        // The first bytes are out, and the pipe takes no more than the kernel's 64 KiB.
+        let stdout = blocked.child.stdout.as_mut().expect("it is piped");
+        stdout.read_exact(&mut [0]).expect("the daemon writes");
+        blocked
+    }
+
+    fn terminate(&self) {
+        send_signal(self.child.id(), "TERM");
+    }
+
+    fn wait(&mut self, limit: Duration) -> Option<i32> {
+        let mut code = None;
+        wait_until("the daemon to end", limit, || {
+            code = self.child.try_wait().expect("a child can be waited for").map(|status| status.code());
+            code.is_some()
+        });
+        code.flatten()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.home.path("log.txt")).unwrap_or_default()
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 #[test]
 fn it_tells_how_it_fares() {
@@ -116,25 +164,19 @@ fn settings_come_from_a_file_and_variables_win() {
 
 #[test]
 fn who_asks_twice_does_not_wait_for_the_grace() {
-    let home = Home::new();
-    home.write("blocked.yaml", WITHOUT_A_BROKER);
-    let mut weir = home.start("blocked.yaml");
-    weir.wait_ready();
-    let limit = Deadline::within(Duration::from_secs(20));
+    let mut weir = Blocked::start("10m");
     weir.terminate();
-    weir.wait_log(&["stopping"], SOON);
+    wait_until("it to be stopping", SOON, || weir.log().contains("stopping"));
     weir.terminate();
-    assert_eq!(weir.wait(SOON), 1);
-    assert!(!limit.passed(), "it took as long as its grace");
-    weir.wait_log(&["left behind", "blocked"], SOON);
+    assert_eq!(weir.wait(SOON), Some(1), "{}", weir.log());
+    assert!(weir.log().contains("left behind"), "{}", weir.log());
 }
 
 #[test]
 fn the_grace_ends_the_wait() {
-    let home = Home::new();
-    home.write("blocked.yaml", WITHOUT_A_BROKER);
-    let mut weir = home.start_with("blocked.yaml", &[("WEIR_GRACE", "300ms")]);
-    weir.wait_ready();
-    assert_eq!(weir.stop(Duration::from_secs(15)), 1);
-    weir.wait_log(&["left behind", "blocked"], SOON);
+    let mut weir = Blocked::start("300ms");
+    weir.terminate();
+    assert_eq!(weir.wait(SOON), Some(1), "{}", weir.log());
+    assert!(weir.log().contains("within the grace period"), "{}", weir.log());
+    assert!(weir.log().contains("left behind"), "{}", weir.log());
 }

@@ -29,7 +29,10 @@ impl Environment for Variables {
 
 /// The files of a folder, by name.
 fn files(folder: &str) -> Vec<PathBuf> {
-    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .expect("the folder is part of the project")
+        .map(|entry| entry.expect("it can be read").path())
+        .collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     files.sort();
     files
@@ -43,7 +46,7 @@ fn compare(folder: &str, say: impl Fn(&PathBuf) -> String) {
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
     for path in files(folder) {
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let name = path.file_stem().expect("a file has a name").to_string_lossy().into_owned();
         let said = say(&path);
         let compared = std::panic::catch_unwind(AssertUnwindSafe(|| {
             settings.bind(|| insta::assert_snapshot!(name.clone(), said));
@@ -68,7 +71,7 @@ fn diagnostics() {
         let said = checked.render();
         assert!(!said.is_empty(), "{} has no mistake", path.display());
         assert!(!said.contains("hunter2"), "{said}");
-        let warns = path.file_stem().unwrap().to_string_lossy().starts_with("warning-");
+        let warns = path.file_stem().expect("a file has a name").to_string_lossy().starts_with("warning-");
         assert_eq!(checked.has_errors(), !warns, "{said}");
         said
     });

@@ -1,6 +1,8 @@
 //! The simulation: the real topology under seeded schedules and seeded faults. A failure prints its seed and its trace;
 //! `WEIR_SEED=N cargo test --test simulation` runs just that seed.
 
+#![expect(clippy::disallowed_methods, reason = "the test itself runs in real time")]
+
 use std::time::{Duration, Instant};
 
 use weir::testing::simulation::{Report, Scenario, run, run_beside_a_failing_one};

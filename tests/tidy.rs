@@ -79,7 +79,7 @@ struct Breaches(String);
 impl Breaches {
     fn add(&mut self, file: &Text, at: usize, what: &str) {
         let line = file.text[..at.min(file.text.len())].matches('\n').count() + 1;
-        writeln!(self.0, "{}:{line}: {what}", file.path).unwrap();
+        let _ = writeln!(self.0, "{}:{line}: {what}", file.path);
     }
 
     fn none(self) {
@@ -94,9 +94,9 @@ fn root() -> &'static Path {
 /// All text files of the project with one of these names or endings.
 fn files(endings: &[&str]) -> Vec<Text> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        for entry in fs::read_dir(folder).expect("the project can be read") {
+            let path = entry.expect("the project can be read").path();
+            let name = path.file_name().expect("an entry has a name").to_string_lossy().into_owned();
             let kept_out = ["target", ".git", "weir-data", "__pycache__"].contains(&name.as_str());
             match path.is_dir() {
                 true if !kept_out => walk(&path, found),
@@ -112,7 +112,7 @@ fn files(endings: &[&str]) -> Vec<Text> {
         .into_iter()
         .filter(|path| endings.iter().any(|ending| path.to_string_lossy().ends_with(ending)))
         .map(|path| Text {
-            path: path.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/"),
+            path: path.strip_prefix(root()).expect("it was found there").to_string_lossy().replace('\\', "/"),
             text: fs::read_to_string(&path).unwrap_or_default(),
         })
         .collect()

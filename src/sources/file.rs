@@ -6,6 +6,7 @@
 //! A file that is truncated or replaced begins anew, and positions may only grow: so a position also counts how often
 //! that happened to its file, in the bits above the offset.
 
+mod cursor;
 mod listing;
 mod reader;
 
@@ -282,9 +283,12 @@ impl FileSource {
                             Err(error) => reader.complain(&self.name, &self.metrics, &error),
                         }
                     }
-                    // One block of each, so that a large file does not hold up the others.
-                    if let Some(pulled) = reader.read(runtime, Tail::Open).await? {
+                    // One read of each, so that a large file does not hold up the others.
+                    while let Some(pulled) = reader.read(runtime, Tail::Open).await? {
                         yield pulled;
+                        if !reader.holds_batches() {
+                            break;
+                        }
                     }
                     if open > MAX_OPEN && reader.file.take().is_some() {
                         open -= 1;

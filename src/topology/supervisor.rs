@@ -24,7 +24,7 @@ use super::stage::{self, StageContext};
 use super::trouble::Troubles;
 use super::wiring::{Shared, Wired, wire};
 use crate::component::{EpochRequest, EpochRequests};
-use crate::observe::PipelineState;
+use crate::observe::{PipelineState, PipelineStatus};
 use crate::plan::Plan;
 use crate::record::budget::Budget;
 
@@ -65,7 +65,7 @@ struct Supervised {
 pub(super) async fn supervise(plan: Plan, host: Host, stop: CancellationToken) -> PipelineEnd {
     let parts = match Parts::build(&plan, &host) {
         Ok(parts) => parts,
-        Err(error) => return PipelineEnd::Failed(error.to_string()),
+        Err(error) => return cannot_start(&plan, &host, error.to_string()),
     };
     let memory = plan.memory.unwrap_or(host.memory);
     let metrics = host.metrics.pipeline(&plan.name);
@@ -110,6 +110,22 @@ pub(super) async fn supervise(plan: Plan, host: Host, stop: CancellationToken) -
     };
     pipeline.progress.enter(state, None, reason);
     end
+}
+
+/// A pipeline whose components cannot be built never gets as far as a run.
+fn cannot_start(plan: &Plan, host: &Host, reason: String) -> PipelineEnd {
+    tracing::error!(pipeline = %plan.name, "{reason}; the pipeline has not started and a person must act");
+    host.status.publish(PipelineStatus {
+        pipeline: Arc::clone(&plan.name),
+        state: PipelineState::Failed,
+        since: host.runtime.clock().wall().as_secs_f64(),
+        stage: None,
+        reason: Some(reason.clone()),
+        last_commit: None,
+        epoch: 0,
+        restarts: 0,
+    });
+    PipelineEnd::Failed(reason)
 }
 
 impl Supervised {

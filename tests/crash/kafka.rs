@@ -15,12 +15,10 @@ fn survive(guarantee: &str) -> Vec<Consumed> {
     home.write("crash.yaml", orders::pipeline(&name, guarantee, &source, &sink, COMMIT));
 
     let writer = broker.writer(&source);
-    let supply = |from, to| {
-        (from..to).for_each(|n| writer.send(&orders::order(n)));
-        writer.flush();
-    };
+    let supply = |from, to| (from..to).for_each(|n| writer.send(&orders::order(n)));
     let mut weir = kill_again_and_again(&home, &name, &mut random, supply);
 
+    writer.flush();
     wait_until("all to be committed", SOON, || {
         weir.must_run();
         broker.is_all_committed(&name, &source)

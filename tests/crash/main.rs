@@ -64,7 +64,7 @@ fn kill_again_and_again(
                 weir.must_run();
                 moved(&weir, pipeline) > 0.0
             });
-            std::thread::sleep(Duration::from_millis(random.u64(0..1_500)));
+            std::thread::sleep(Duration::from_millis(random.u64(0..1_300)));
             weir.must_run();
             weir.kill();
         });

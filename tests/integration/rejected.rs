@@ -123,7 +123,7 @@ fn without_a_dead_letter_a_refused_record_stops_the_pipeline_and_is_not_skipped(
             let mut weir = home.start("etl.yaml");
             assert_eq!(weir.wait(SOON), 1, "{guarantee}");
             let log = weir.log();
-            let told = |line: &str| line.contains("ERROR") && line.contains("orders") && line.contains("dead letter");
+            let told = |line: &str| line.contains("ERROR") && line.contains("orders") && line.contains("dead_letter");
             assert!(log.lines().any(told), "no line says what to do:\n{log}");
             assert!(!log.contains("not json"), "the log holds the record's content:\n{log}");
             let committed = broker.committed_offsets(&name, &source).get(&0).copied().unwrap_or(0);

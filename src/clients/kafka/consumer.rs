@@ -611,10 +611,15 @@ impl GroupSettings {
         let queue_kib = (self.memory / 32 / 1024).clamp(256, 2048);
         let defaults = [
             ("queued.max.messages.kbytes", queue_kib.to_string()),
+            // The next request is under way while the records of the last one are worked on.
             ("queued.min.messages", (queue_kib * 4).to_string()),
-            ("fetch.max.bytes", (self.memory / 8).clamp(1 << 20, 8 << 20).to_string()),
+            ("fetch.max.bytes", (self.memory / 16).clamp(1 << 20, 8 << 20).to_string()),
             // A full queue is looked at again after this time; the default of a second would stall a fast reader.
-            ("fetch.queue.backoff.ms", "10".to_owned()),
+            ("fetch.queue.backoff.ms", "5".to_owned()),
+            // One request at a time is under way to a broker, and a partition whose queue is full is not in it. Where the
+            // others have nothing new, the full one waits for that request; the default of 500 ms would let a single busy
+            // partition stand still for most of the time.
+            ("fetch.wait.max.ms", "20".to_owned()),
             // A topic that does not exist yet is found within this time.
             ("topic.metadata.refresh.interval.ms", "5000".to_owned()),
             ("statistics.interval.ms", "5000".to_owned()),

@@ -177,7 +177,7 @@ impl SharedProducer {
             ("linger.ms", "5".to_owned()),
             ("queue.buffering.max.kbytes", (memory / 4 / 1024).clamp(2048, 16 * 1024).to_string()),
             // A record costs a few hundred bytes beside its content.
-            ("queue.buffering.max.messages", (memory / 2048).clamp(10_000, 40_000).to_string()),
+            ("queue.buffering.max.messages", (memory / 4096).clamp(4096, 32_768).to_string()),
             ("batch.size", smallest.to_string()),
         ];
         let mut fixed = vec![

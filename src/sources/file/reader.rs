@@ -1,17 +1,19 @@
 //! One file, read line by line from a place on, and what a look at it shows.
 
+use std::collections::VecDeque;
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::mem;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use super::cursor::{Cursor, Stopped};
 use super::listing::retry;
-use crate::clients::lines::{BLOCK_BYTES, Cutter, Tail, past_last_newline};
+use crate::clients::lines::{Tail, past_last_newline};
 use crate::clock::Instant;
 use crate::component::{Pulled, SourceError};
 use crate::observe::StageMetrics;
-use crate::record::{BatchBuilder, Partition, Position};
+use crate::record::{Batch, BatchBuilder, Partition, Position};
 use crate::runtime::Runtime;
 
 /// A position, taken apart.
@@ -71,15 +73,14 @@ pub(super) enum Seen {
 #[derive(Debug)]
 pub(super) struct Reader {
     pub(super) origin: Arc<Partition>,
-    cutter: Cutter,
     /// Where it was begun.
     pub(super) first: Place,
     /// The start of the next line.
     pub(super) place: Place,
-    /// What was read already from there on.
-    carry: Vec<u8>,
-    /// Whether `carry` holds whole lines.
-    more: bool,
+    /// Where the next block begins; ahead of `place` by what is in `batches`.
+    cursor: Cursor,
+    /// Read and not handed on yet, each with the offset behind it.
+    batches: VecDeque<(Batch, u64)>,
     /// The end of what was read, a line without its newline included.
     read_to: u64,
     /// Closed where too many are open; opened again when there is something to read.
@@ -98,11 +99,10 @@ impl Reader {
     pub(super) fn new(origin: Partition, max_line_bytes: usize) -> Self {
         Self {
             origin: Arc::new(origin),
-            cutter: Cutter { max_line_bytes, expected: 0 },
             first: Place::default(),
             place: Place::default(),
-            carry: Vec::new(),
-            more: false,
+            cursor: Cursor::new(max_line_bytes),
+            batches: VecDeque::new(),
             read_to: 0,
             file: None,
             id: None,
@@ -119,8 +119,8 @@ impl Reader {
     /// Goes on from a place in the file that is open, or that has the path.
     pub(super) fn take_up(&mut self, place: Place) {
         self.place = place;
-        self.carry = Vec::new();
-        self.more = false;
+        self.cursor.go_to(place.offset);
+        self.batches.clear();
         self.read_to = place.offset;
         // It is opened even if it has not grown, so that its end can be read after it was replaced.
         self.ready = self.id.is_some();
@@ -203,79 +203,56 @@ impl Reader {
         Ok(len)
     }
 
-    /// Reads the lines of a block; `None` at the end of the file.
+    /// Whether batches are left of the last read, which the next file should not wait behind.
+    pub(super) fn holds_batches(&self) -> bool {
+        !self.batches.is_empty()
+    }
+
+    /// The next batch of lines; `None` at the end of the file.
     pub(super) async fn read(&mut self, runtime: &Runtime, tail: Tail) -> Result<Option<Pulled>, SourceError> {
+        if self.batches.is_empty() {
+            self.read_ahead(runtime, tail).await?;
+        }
+        let Some((batch, offset)) = self.batches.pop_front() else { return Ok(None) };
+        self.place.offset = offset;
+        Ok(Some(Pulled { batch, position: self.position(self.place)? }))
+    }
+
+    async fn read_ahead(&mut self, runtime: &Runtime, tail: Tail) -> Result<(), SourceError> {
         let Some(file) = self.file.clone() else {
             self.ready = false;
-            return Ok(None);
+            return Ok(());
         };
-        loop {
-            let (file, origin, mut cutter) = (Arc::clone(&file), Arc::clone(&self.origin), self.cutter);
-            let (carry, offset) = (mem::take(&mut self.carry), self.place.offset);
-            let want = if self.more { 0 } else { BLOCK_BYTES };
-            let timestamp = runtime.clock().timestamp();
-            let work = move || {
-                let (mut block, at_end) = read_block(&file, carry, offset, want)?;
-                let tail = if at_end { tail } else { Tail::Open };
-                let cut = cutter.cut(&block, offset, timestamp, tail);
-                let carry = block[cut.end..].to_vec();
-                block.truncate(cut.end);
-                let batch = BatchBuilder::over(origin, block, 0).finish().with_records(cut.records);
-                Ok((batch, Rest { carry, more: cut.more, too_long: cut.too_long, at_end, cutter }))
-            };
-            let (batch, rest) =
-                runtime.blocking(work).await.map_err(|error: io::Error| retry(self.path(), "cannot read", &error))?;
-            let taken = batch.bytes().len() as u64;
-            if taken == 0 && rest.too_long {
-                return Err(SourceError::Fatal(format!(
-                    "the line at byte {offset} of `{}` is longer than {} bytes: raise `max_line_bytes`",
-                    self.path(),
-                    self.cutter.max_line_bytes
-                )));
-            }
-            self.cutter = rest.cutter;
-            self.more = rest.more;
-            self.place.offset += taken;
-            self.read_to = self.place.offset + rest.carry.len() as u64;
-            if taken > 0 {
-                self.carry = rest.carry;
-                return Ok(Some(Pulled { batch, position: self.position(self.place)? }));
-            }
-            if rest.at_end {
-                // The line that waits for its newline is read again when the file has grown: many files may wait.
+        // A read that is abandoned takes the cursor with it; the next run puts another in its place.
+        let mut cursor = self.cursor.take();
+        let (origin, timestamp) = (Arc::clone(&self.origin), runtime.clock().timestamp());
+        let read = runtime.blocking(move || {
+            let mut batches = VecDeque::new();
+            let stopped = cursor.read(&file, tail, timestamp, &origin, &mut batches);
+            (cursor, batches, stopped)
+        });
+        let (cursor, batches, stopped) = read.await;
+        self.cursor = cursor;
+        self.batches = batches;
+        match stopped {
+            _ if !self.batches.is_empty() => Ok(()),
+            Ok(Stopped::Full) => Ok(()),
+            Ok(Stopped::AtEnd) => {
                 self.ready = false;
-                return Ok(None);
+                self.read_to = self.cursor.read_to();
+                // The line that waits for its newline is read again when the file has grown: many files may wait.
+                self.cursor.go_to(self.place.offset);
+                Ok(())
             }
-            self.carry = rest.carry;
+            Ok(Stopped::TooLong) => Err(SourceError::Fatal(format!(
+                "the line at byte {} of `{}` is longer than {} bytes: raise `max_line_bytes`",
+                self.place.offset,
+                self.path(),
+                self.cursor.max_line_bytes()
+            ))),
+            Err(error) => Err(retry(self.path(), "cannot read", &error)),
         }
     }
-}
-
-/// What is left of a block.
-struct Rest {
-    carry: Vec<u8>,
-    more: bool,
-    too_long: bool,
-    at_end: bool,
-    cutter: Cutter,
-}
-
-/// Reads up to `want` bytes behind those that were read already, and says whether the file ended there.
-fn read_block(file: &File, mut block: Vec<u8>, offset: u64, want: usize) -> io::Result<(Vec<u8>, bool)> {
-    let mut filled = block.len();
-    block.resize(filled + want, 0);
-    while filled < block.len() {
-        match file.read_at(&mut block[filled..], offset + filled as u64) {
-            Ok(0) => {
-                block.truncate(filled);
-                return Ok((block, true));
-            }
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((block, false))
 }
 
 /// Where the last whole line of a file ends; 0 if there is no file yet.
