@@ -54,6 +54,11 @@ pub(super) struct Filled {
     pub(super) secret: bool,
 }
 
+/// Whether a scalar is one `${…}` and nothing else.
+pub(super) fn is_one_substitution(text: &str) -> bool {
+    text.starts_with("${") && text.find('}') == Some(text.len() - 1)
+}
+
 /// Substitutes each `${…}` of a scalar. `None` if a mistake was reported.
 pub(super) fn fill(text: Text, environment: &dyn Environment, problems: &mut Vec<Problem>) -> Option<Filled> {
     if !text.value.contains("${") {
@@ -231,6 +236,14 @@ pub(crate) mod tests {
         assert_eq!(text("k: '${EMPTY:-it''s}'"), "it's");
         assert_eq!(text("k: ${EMPTY}"), "");
         assert_eq!(text("k: ${file:/run/key}"), "s3cret");
+    }
+
+    #[test]
+    fn a_value_in_quotes_alone_may_be_a_number() {
+        let read = |file| crate::component::node::read::<u16>(&filled(file)).ok();
+        assert_eq!(read("k: \"${NONE:-9092}\""), Some(9092));
+        assert_eq!(read("k: ${NONE:-9092}"), Some(9092));
+        assert_eq!(read("k: \"90${NONE:-92}\""), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError};
 
 use super::document::{Document, SourceFile};
-use super::interpolate::{Environment, fill};
+use super::interpolate::{Environment, fill, is_one_substitution};
 use super::scalar::offsets;
 use crate::component::node::{Key, Kind, Node, Style};
 use crate::component::{Problem, Span, Text};
@@ -190,6 +190,8 @@ impl<'a> Loader<'a> {
         if style == Style::Block || self.awaits_key() {
             return Node { span, kind: Kind::Scalar { text, style, offsets, secret: false } };
         }
+        // In a flow, `${…}` must be in quotes. What is nothing else is still a number, if that is what it is.
+        let style = if is_one_substitution(&text) { Style::Plain } else { style };
         let text = Text { value: text, span, offsets };
         let kind = match fill(text, self.environment, &mut self.problems) {
             Some(filled) => Kind::Scalar { text: filled.text, style, offsets: filled.offsets, secret: filled.secret },
@@ -362,7 +364,10 @@ fn syntax_error(text: &str, error: &ScanError) -> Problem {
         _ if line[..line.len() - line.trim_start().len()].contains('\t') => {
             problem("a tab cannot indent a line in YAML").help("use spaces")
         }
-        ErrorKind::UnclosedQuotedScalar => problem("a quote is never closed"),
+        ErrorKind::UnclosedQuotedScalar | ErrorKind::DocumentIndicatorInQuotedScalar => {
+            problem("a quote is never closed")
+        }
+        ErrorKind::MismatchedFlowCollectionEnd { open, close } => problem(&format!("`{open}` is closed by `{close}`")),
         ErrorKind::UnclosedFlowCollection { open } => problem(&format!("`{open}` is never closed")),
         ErrorKind::RecursionLimitExceeded => too_deep(Span { start, end }),
         ErrorKind::MappingValueNotAllowed => problem("a `:` that begins a value is not allowed here")

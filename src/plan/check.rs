@@ -84,7 +84,8 @@ impl<'a> Compiler<'a> {
         let transform_inputs: Vec<_> = links.transforms.iter().map(|links| ports.upstreams(links)).collect();
         let sink_inputs: Vec<_> = links.sinks.iter().map(|links| ports.upstreams(links)).collect();
         let read = ports.read;
-        if !links.some_unknown && order.circles.is_empty() {
+        // Without sinks, whatever is not read follows from that.
+        if !links.some_unknown && order.circles.is_empty() && !self.draft.sinks.is_empty() {
             self.unread(&read, &links, problems);
         }
         let on_errors = self.on_errors(problems);
@@ -394,10 +395,15 @@ fn without(mut problem: Problem, hidden: &[&str]) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
     use super::super::testing::{documents, mistake, mistakes, planned};
-    use super::super::{Guarantee, OnError, Upstream};
+    use super::super::{CompileOptions, Guarantee, OnError, Upstream};
     use super::declared_name;
     use crate::component::{Port, Severity};
+    use crate::config::{ProcessEnvironment, SourceFile, load};
 
     const HEAD: &str = "sources: { in: { kafka: { topics: [t] } } }\n";
     const TAIL: &str = "sinks: { out: { kafka: { topic: u } } }\n";
@@ -543,12 +549,61 @@ mod tests {
         let text = format!("{HEAD}{TAIL}---\nname: two\n{HEAD}{TAIL}");
         let documents = documents(&text);
         let compile = |at: usize| {
-            let options = super::super::CompileOptions { cores: 1, tables: super::super::testing::TABLES };
+            let options = CompileOptions { cores: 1, tables: super::super::testing::TABLES };
             super::compile(&documents[at], &options)
         };
         assert_eq!(compile(0).1[0].message, "each pipeline of a file with several needs a `name`");
         assert_eq!(&*compile(1).0.unwrap().name, "two");
         assert_eq!(&*declared_name(&documents[1]).unwrap().0, "two");
+    }
+
+    /// Lines that make pipelines of every kind, most of them wrong.
+    fn lines() -> impl Strategy<Value = String> {
+        let line = prop_oneof![
+            Just("sources:"),
+            Just("transforms:"),
+            Just("sinks:"),
+            Just("dead_letter:"),
+            Just("commit: { interval: 1s }"),
+            Just("guarantee: exactly_once"),
+            Just("parallelism: 3"),
+            Just("name: x"),
+            Just("  in: { kafka: { topics: [t] } }"),
+            Just("  b: { stdin: }"),
+            Just("  out: { stdout: }"),
+            Just("  out: { from: [a, b.c], kafka: { topic: 1 } }"),
+            Just("  in: { from: in, udp: {} }"),
+            Just("  x: *x"),
+            Just("- map: .a = 1"),
+            Just("- name: a\n  from: b\n  map: bad"),
+            Just("- name: b\n  from: [a, in, b]\n  filter: x"),
+            Just("- route: { c: x, d: y }\n  name: b"),
+            Just("- 1"),
+            Just("  kafka:"),
+            Just("  stdout: {}"),
+            Just("- route: []"),
+            Just("---")
+        ];
+        proptest::collection::vec(line, 0..12).prop_map(|lines| lines.join("\n"))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_declared_is_answered_with_a_plan_or_a_reason(text in lines()) {
+            let file = Arc::new(SourceFile { path: "a.yaml".into(), text: text.clone() });
+            let (documents, problems) = load(file, &ProcessEnvironment);
+            for document in &documents {
+                let options = CompileOptions { cores: 2, tables: super::super::testing::TABLES };
+                let (plan, found) = super::compile(document, &options);
+                prop_assert!(plan.is_some() || !found.is_empty() || !problems.is_empty(), "{text}");
+                for problem in found {
+                    prop_assert!(text.get(problem.span.range()).is_some(), "{problem:?}");
+                }
+                if let Some(plan) = plan {
+                    prop_assert!(!super::super::explain(&plan).is_empty());
+                }
+            }
+        }
     }
 
     #[test]

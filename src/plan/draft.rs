@@ -214,7 +214,8 @@ impl Reader<'_> {
         let Some(node) = document.root.get("name") else {
             if document.count > 1 {
                 let words = "each pipeline of a file with several needs a `name`";
-                let help = "names identify positions and metrics, so they must not depend on the order in the file";
+                let help =
+                    "add `name: …`: it identifies positions and metrics, so it cannot depend on the order in the file";
                 self.problems.push(Problem::error(first, words).help(help));
             } else if !is_pipeline_name(&stem) {
                 let words = format!("the pipeline needs a `name`: its file's name, `{stem}`, cannot be one");

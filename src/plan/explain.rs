@@ -135,8 +135,8 @@ impl Page<'_> {
 
     fn on_error(&mut self, on_error: OnError) {
         let outcome = match on_error {
-            OnError::DeadLetter => "to the dead letter",
-            OnError::Drop => "are dropped and counted",
+            OnError::DeadLetter => "go to the dead letter",
+            OnError::Drop => "are dropped, and counted",
             OnError::Stop => "stop the pipeline",
         };
         self.line("", &format!("refused records: {outcome}"));

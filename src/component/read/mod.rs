@@ -17,7 +17,7 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, Visitor};
 use self::access::{Entries, Items, Place, Variant};
 use self::error::{Error, Fault, Inner, Raised, State, address};
 use self::stand_in::StandIn;
-use self::words::{missing_field, one_of, shows_secret, unknown_key};
+use self::words::{meant_field, missing_field, one_of, shows_secret, unknown_key};
 use super::nearest::nearest;
 use super::node::{Key, Kind, Node, Style, Typed};
 use super::problem::{Problem, Span};
@@ -128,6 +128,14 @@ impl<'a> At<'a> {
         if quoted && !matches!(Typed::of(text), Typed::Text | Typed::Null) && expected != "keys and values" {
             return problem.help(format!("remove the quotes: `{text}`"));
         }
+        if expected == "`true` or `false`" {
+            let meant = match text.to_ascii_lowercase().as_str() {
+                "yes" | "y" | "on" | "1" => Some("true"),
+                "no" | "n" | "off" | "0" => Some("false"),
+                _ => None,
+            };
+            return problem.help_if(meant, |meant| format!("write `{meant}`"));
+        }
         if !quoted && expected == "keys and values" && text.contains(':') {
             return problem.help("put a space after the colon");
         }
@@ -230,7 +238,7 @@ impl<'a> At<'a> {
     fn known(self, entries: &'a [(Key, Node)], fields: &'static [&'static str]) -> Vec<&'a (Key, Node)> {
         let (known, unknown) = entries.iter().partition::<Vec<_>, _>(|(key, _)| fields.contains(&key.name.as_str()));
         for (key, _) in unknown {
-            let near = nearest(&key.name, fields.iter().copied()).map(str::to_owned);
+            let near = meant_field(&key.name, fields).map(str::to_owned);
             if self.state.unknown.borrow_mut().insert((address(key), near)) {
                 self.state.problems.borrow_mut().push(unknown_key(key, fields));
             }

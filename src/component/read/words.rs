@@ -7,7 +7,18 @@ pub(super) fn missing_field(key: Span, field: &str) -> Problem {
     Problem::error(key, format!("the field `{field}` is missing")).help(format!("add `{field}: …` here"))
 }
 
+/// The field that an unknown key was probably meant to be.
+pub(super) fn meant_field<'a>(name: &str, fields: &[&'a str]) -> Option<&'a str> {
+    // `path:app.log` is a key without a value, since no space follows the colon.
+    let begun = name.split(':').next().unwrap_or(name);
+    nearest(begun, fields.iter().copied())
+}
+
 pub(super) fn unknown_key(key: &Key, fields: &[&str]) -> Problem {
+    if let Some((name, value)) = key.name.split_once(':').filter(|(name, _)| fields.contains(name)) {
+        return Problem::error(key.span, format!("unknown field `{}`", key.name))
+            .help(format!("put a space after the colon: `{name}: {value}`"));
+    }
     let problem = Problem::error(key.span, format!("unknown field `{}`", key.name))
         .help_if(nearest(&key.name, fields.iter().copied()), |near| format!("did you mean `{near}`?"));
     match fields {
