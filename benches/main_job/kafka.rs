@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use weir::clock::Clock;
+use weir::clock::{Clock, Instant};
 
 use crate::asyncio::Python;
 use crate::bare;
@@ -65,7 +65,7 @@ impl Contestant {
 pub(crate) struct Run {
     /// CPU seconds of the whole process.
     pub(crate) cpu: f64,
-    /// From the first records that came out to the last.
+    /// From the first records that came out to nearly the last; file to file, of the whole process.
     pub(crate) seconds: f64,
     /// Records that came out in that time.
     pub(crate) written: f64,
@@ -85,12 +85,14 @@ pub(crate) fn fill(broker: &Broker, count: u64) -> String {
     topic
 }
 
-/// Runs a contestant over a topic until it has committed all of it, and checks what came out if that is asked for.
+/// Runs a contestant over a topic, of whose records `kept` are to come out, until it has committed all of it. Checks
+/// what came out if that is asked for.
 pub(crate) fn run(
     contestant: Contestant,
     broker: &Broker,
     python: Option<&Python>,
     source: &str,
+    kept: u64,
     expected: Option<Digest>,
 ) -> Run {
     let (sink, group) = (broker.topic("sink", PARTITIONS), unique("group"));
@@ -100,28 +102,17 @@ pub(crate) fn run(
     let clock = Clock::system();
     let deadline = Deadline::within(RUN_LIMIT);
     let mut process = Measured::start(&mut command(contestant, broker, python, &home, source, &sink, &group));
-    let (mut first, mut last) = (None, (clock.now(), 0));
+    let mut pace = Pace::new(if contestant == Contestant::Bare { progress.total() } else { kept });
     loop {
-        let written = progress.written();
-        if written > 0 && first.is_none() {
-            first = Some((clock.now(), written));
-        }
-        if written != last.1 {
-            last = (clock.now(), written);
-        }
+        pace.note(clock.now(), progress.written());
         assert!(!process.has_ended(), "{} ended before all was done", contestant.name());
         assert!(!deadline.passed(), "{} is not done after {RUN_LIMIT:?}", contestant.name());
-        if progress.is_all_committed() {
+        if pace.is_over() && progress.is_all_committed() {
             break;
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(10));
     }
     let (cpu, peak_mib) = (process.cpu(), process.peak_mib());
-    // What was written since the last look.
-    let written = progress.written();
-    if written != last.1 {
-        last = (clock.now(), written);
-    }
     process.stop();
     if let Some(expected) = expected {
         let mut found = Digest::default();
@@ -129,13 +120,8 @@ pub(crate) fn run(
         assert_eq!(found, expected, "{} wrote something else", contestant.name());
     }
     broker.delete_topic(&sink);
-    let (first_at, first_written) = first.unwrap_or((last.0, 0));
-    Run {
-        cpu,
-        seconds: last.0.duration_since(first_at).as_secs_f64(),
-        written: f64::from(u32::try_from(last.1 - first_written).unwrap_or_default()),
-        peak_mib,
-    }
+    let (seconds, written) = pace.taken();
+    Run { cpu, seconds, written, peak_mib }
 }
 
 fn command(
@@ -185,6 +171,40 @@ sources:
     )
 }
 
+/// How fast records come out: from the first that are seen to the last thousandth. So neither the start counts, nor the
+/// wait for the last commit, nor the few offsets that transactions take for themselves.
+struct Pace {
+    enough: u64,
+    first: Option<(Instant, u64)>,
+    last: Option<(Instant, u64)>,
+}
+
+impl Pace {
+    fn new(expected: u64) -> Self {
+        Self { enough: expected - expected / 1000, first: None, last: None }
+    }
+
+    fn note(&mut self, now: Instant, written: u64) {
+        if written > 0 {
+            self.first.get_or_insert((now, written));
+        }
+        if written >= self.enough {
+            self.last.get_or_insert((now, written));
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.last.is_some()
+    }
+
+    /// Seconds, and the records that came out in them.
+    fn taken(&self) -> (f64, f64) {
+        let (Some(first), Some(last)) = (self.first, self.last) else { return (f64::NAN, f64::NAN) };
+        let written = u32::try_from(last.1 - first.1).unwrap_or(u32::MAX);
+        (last.0.duration_since(first.0).as_secs_f64(), written.into())
+    }
+}
+
 /// Looks at how far a group and a topic are.
 pub(crate) struct Progress {
     consumer: BaseConsumer,
@@ -199,7 +219,7 @@ impl Progress {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", brokers)
             .set("group.id", group)
-            .set("isolation.level", "read_committed")
+            .set("isolation.level", "read_uncommitted")
             .create()
             .expect("the settings are valid");
         let mut list = TopicPartitionList::new();
@@ -209,8 +229,14 @@ impl Progress {
     }
 
     /// How many offsets the sink's partitions have; transactions take a few for themselves.
-    fn written(&self) -> i64 {
-        (0..PARTITIONS).map(|partition| end(&self.consumer, &self.sink, partition)).sum()
+    fn written(&self) -> u64 {
+        let end = |partition| u64::try_from(end(&self.consumer, &self.sink, partition)).unwrap_or_default();
+        (0..PARTITIONS).map(end).sum()
+    }
+
+    /// How many records the source holds.
+    fn total(&self) -> u64 {
+        self.ends.values().map(|end| u64::try_from(*end).unwrap_or_default()).sum()
     }
 
     /// Whether the group has committed all that the source holds.
