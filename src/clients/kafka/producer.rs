@@ -480,3 +480,47 @@ impl Polling {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(slot: u32, record: usize) -> usize {
+        ((slot as usize) << 32) | record
+    }
+
+    #[test]
+    fn a_batch_is_answered_when_its_last_record_has_its_fate() {
+        let mut slots = Slots::default();
+        let (first, mut answer) = slots.open(3);
+        let (second, mut other) = slots.open(1);
+        slots.settle(number(first, 2), Some(Code::InvalidTimestamp));
+        slots.settle(number(second, 0), None);
+        assert_eq!(other.try_recv().unwrap(), Ok(Settled::all()));
+        slots.settle(number(first, 0), Some(Code::InvalidTimestamp));
+        assert!(answer.try_recv().is_err(), "one is still under way");
+        slots.settle(number(first, 1), None);
+        let refused: Vec<_> =
+            answer.try_recv().unwrap().unwrap().refused.iter().map(|refusal| refusal.record).collect();
+        assert_eq!(refused, [0, 2]);
+        assert_eq!(slots.open(1).0, first, "a slot is used again");
+    }
+
+    #[test]
+    fn in_a_transaction_what_one_record_is_refused_for_all_are() {
+        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+        let (slot, mut answer) = slots.open(2);
+        slots.settle(number(slot, 0), Some(Code::InvalidTimestamp));
+        slots.settle(number(slot, 1), None);
+        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+    }
+
+    #[test]
+    fn what_was_never_enqueued_is_not_waited_for() {
+        let mut slots = Slots::default();
+        let (slot, mut answer) = slots.open(5);
+        slots.discharge(slot as usize, 4);
+        slots.settle(number(slot, 0), Some(Code::PurgeQueue));
+        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+    }
+}
