@@ -335,7 +335,14 @@ impl GroupConsumer {
                 let _ = epochs.close_within(REVOKE_LIMIT);
             }
         }
-        let unfinished = self.state().assignment.remove(&partitions);
+        let unfinished = {
+            let mut state = self.state();
+            for held in partitions.iter().filter_map(|partition| state.assignment.get(partition)) {
+                // A reader may hold on to it for a while, and must not silence the partition's next queue when it lets go.
+                held.queue.disable();
+            }
+            state.assignment.remove(&partitions)
+        };
         if unfinished > 0 && !context.is_closing() {
             let reason = if lost { "partitions_lost" } else { "revoked_uncommitted" };
             self.settings.metrics.error(reason);
@@ -914,6 +921,22 @@ pub(crate) mod tests {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, number, Offset::Offset(offset)).unwrap();
         consumer.commit(&list, CommitMode::Sync).unwrap();
+    }
+
+    /// Gives all partitions up and takes them on again, within one run.
+    pub(crate) fn rejoin(group: &GroupConsumer) {
+        let client = group.client().unwrap();
+        let wait_for = |count: usize| {
+            while group.state().assignment.held().count() != count {
+                std::thread::sleep(PAUSE);
+            }
+        };
+        let held = group.state().assignment.held().count();
+        client.unsubscribe();
+        wait_for(0);
+        let topics: Vec<&str> = group.settings.topics.iter().map(String::as_str).collect();
+        client.subscribe(&topics).unwrap();
+        wait_for(held);
     }
 
     /// Commits an offset as a member of the group, which takes no notice of it.
