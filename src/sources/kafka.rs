@@ -183,7 +183,7 @@ pub(crate) mod tests {
     use futures::StreamExt;
 
     use super::*;
-    use crate::clients::kafka::consumer::tests::commit_anything;
+    use crate::clients::kafka::consumer::tests::{commit_anything, rejoin};
     use crate::clients::kafka::fixture::{
         Process, SOON, bodies, check, draft, here, positions, pull, run, unique, write,
     };
@@ -334,6 +334,27 @@ pub(crate) mod tests {
             assert_eq!(positions(&again), ends);
             assert_eq!(bodies(&again).len(), usize::try_from(left).unwrap());
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn partitions_that_come_back_within_a_run_are_read_on() {
+        let (topic, process) = (unique("back"), Process::new("one", false));
+        let mut sink = sink_to(&process, sink_config(&topic)).await;
+        write(&mut sink, &[draft("before")]).await;
+        let (mut source, positions_of) = process.source(&compiled(config(&unique("group"), &topic)));
+        let (cx, requests) = run();
+        // Nobody closes an epoch here.
+        drop(requests);
+        let mut stream = source.stream(cx);
+        let first = tokio::time::timeout(SOON, stream.next()).await.unwrap().unwrap().unwrap();
+        positions_of.commit(1, positions(&[first])).await.unwrap();
+        let group = process.clients.shared(PipelineGroups::default).get("in").unwrap();
+        Runtime::system().blocking(move || rejoin(&group)).await;
+        // The stream lets go of the old queues only now, and finds nothing in the new ones.
+        assert!(tokio::time::timeout(Duration::from_secs(1), stream.next()).await.is_err());
+        write(&mut sink, &[draft("after")]).await;
+        let next = tokio::time::timeout(SOON, stream.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(bodies(&[next]), ["after"]);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -581,6 +581,22 @@ pub(crate) mod tests {
         consumer.commit(&list, CommitMode::Sync).unwrap();
     }
 
+    /// Gives all partitions up and takes them on again, within one run.
+    pub(crate) fn rejoin(group: &GroupConsumer) {
+        let client = group.client().unwrap();
+        let wait_for = |count: usize| {
+            while group.state().assignment.held().count() != count {
+                std::thread::sleep(PAUSE);
+            }
+        };
+        let held = group.state().assignment.held().count();
+        client.unsubscribe();
+        wait_for(0);
+        let topics: Vec<&str> = group.settings.topics.iter().map(String::as_str).collect();
+        client.subscribe(&topics).unwrap();
+        wait_for(held);
+    }
+
     /// Commits an offset as a member of the group, which takes no notice of it.
     pub(crate) fn commit_unnoticed(group: &GroupConsumer, topic: &str, number: i32, offset: i64) {
         let mut list = TopicPartitionList::new();

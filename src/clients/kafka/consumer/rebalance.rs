@@ -67,7 +67,14 @@ impl GroupConsumer {
                 let _ = epochs.close_within(REVOKE_LIMIT);
             }
         }
-        let unfinished = self.state().assignment.remove(&partitions);
+        let unfinished = {
+            let mut state = self.state();
+            for held in partitions.iter().filter_map(|partition| state.assignment.get(partition)) {
+                // A reader may hold on to it for a while, and must not silence the partition's next queue when it lets go.
+                held.queue.disable();
+            }
+            state.assignment.remove(&partitions)
+        };
         if unfinished > 0 && !context.is_closing() {
             let reason = if lost { "partitions_lost" } else { "revoked_uncommitted" };
             self.settings.metrics.error(reason);
