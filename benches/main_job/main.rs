@@ -1,9 +1,9 @@
 //! The main job, side by side with what else could do it, on this machine, in one call.
 //!
 //! ```text
-//! cargo bench --bench main_job                                  everything, about ten minutes
+//! cargo bench --bench main_job                                  everything, about a quarter of an hour
 //! cargo bench --bench main_job -- --only kafka --rounds 5       parts: kafka, file, start, stall
-//! cargo bench --bench main_job -- --records 200000 --stall 60   fewer records, a longer stall
+//! cargo bench --bench main_job -- --records 200000 --stall 10   fewer records, a shorter stall
 //! cargo bench --bench main_job -- --leave-out asyncio           without those whose name has such a word
 //! ```
 //!
@@ -49,7 +49,7 @@ struct Options {
 impl Options {
     fn parse() -> Result<Self, String> {
         let mut options =
-            Self { rounds: 3, records: 1_000_000, stall: Duration::from_secs(20), only: None, leave_out: None };
+            Self { rounds: 3, records: 4_000_000, stall: Duration::from_secs(60), only: None, leave_out: None };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let mut number = || -> Result<u64, String> {
