@@ -1,10 +1,12 @@
 //! A source turns the outside world into a stream of batches.
 
+use std::sync::Arc;
+
 use futures::stream::BoxStream;
 
 use super::context::SourceContext;
 use super::error::SourceError;
-use crate::record::{Batch, Position};
+use crate::record::{Batch, Partition, Position, Rejected};
 
 /// A batch, and the position in its partition just behind its last record.
 #[derive(Debug)]
@@ -14,6 +16,20 @@ pub struct Pulled {
     pub batch: Batch,
     /// Everything before it has been read. It only grows within a run.
     pub position: Position,
+    /// Records that the source itself refuses: they stand behind those of the batch, and before the position. One that
+    /// is too large to be held is cut to its beginning.
+    pub refused: Vec<Rejected>,
+    /// Entries of the source's own that are committed together with the position: what it must know to find its place
+    /// again. No record comes from their partitions.
+    pub notes: Vec<(Arc<Partition>, Position)>,
+}
+
+impl Pulled {
+    /// Nothing but a batch and its position.
+    #[must_use]
+    pub fn new(batch: Batch, position: Position) -> Self {
+        Self { batch, position, refused: Vec::new(), notes: Vec::new() }
+    }
 }
 
 /// Yields batches of one partition each, from where the last commit stands.

@@ -29,6 +29,11 @@ impl fmt::Display for Partition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(pub i64);
 
+impl Position {
+    /// Committed in place of a position, it removes the entry of its partition: nothing will be read of it any more.
+    pub const FORGOTTEN: Self = Self(i64::MIN);
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::component::KeepsPositions;
 use crate::delivery::{CommitPositions, Committed, Positions, SourceOffsets, Transaction, checkpoint};
+use crate::record::Position;
 use crate::state::Store;
 
 /// What became of a commit.
@@ -34,7 +35,14 @@ impl Account {
     /// Adds what has been committed.
     fn add(&self, positions: Positions) {
         let mut committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut committed).extend(positions);
+        let committed = Arc::make_mut(&mut committed);
+        for (partition, position) in positions {
+            if position == Position::FORGOTTEN {
+                committed.remove(&partition);
+            } else {
+                committed.insert(partition, position);
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::super::report::Report;
 use super::{Spent, StageContext, Stopwatch};
 use crate::clock::Instant;
 use crate::codecs::Codec;
-use crate::component::{BoxSource, Port, Pulled, SourceContext, SourceError};
+use crate::component::{BoxSource, Port, Pulled, Rejected, SourceContext, SourceError};
 use crate::delivery::Positions;
 use crate::record::budget::Owner;
 use crate::record::{Batch, Partition};
@@ -95,14 +95,17 @@ impl SourceTask {
                 }
                 Wake::Pulled(Some(Err(SourceError::Retry(error)))) => return Err(Failure::Rewind(error)),
                 Wake::Pulled(Some(Err(SourceError::Fatal(error)))) => return Err(Failure::Fatal(error)),
-                Wake::Pulled(Some(Ok(Pulled { batch, position }))) => {
+                Wake::Pulled(Some(Ok(Pulled { batch, position, refused, notes }))) => {
                     if open.positions.is_empty() {
                         cx.report(Report::Moved).await?;
                     }
                     note(&mut open.positions, batch.origin(), position);
-                    if !batch.is_empty() {
-                        open.arrivals.push((cx.runtime.clock().now(), batch.len()));
-                        dealer.deal(batch, &owner, &mut watch).await?;
+                    for (partition, position) in &notes {
+                        note(&mut open.positions, partition, *position);
+                    }
+                    if !batch.is_empty() || !refused.is_empty() {
+                        open.arrivals.push((cx.runtime.clock().now(), batch.len() + refused.len()));
+                        dealer.deal(batch, refused, &owner, &mut watch).await?;
                     }
                 }
             }
@@ -132,12 +135,20 @@ struct Dealer<'a> {
 }
 
 impl Dealer<'_> {
-    async fn deal(&mut self, batch: Batch, owner: &Owner, watch: &mut Stopwatch) -> Result<(), Failure> {
+    /// What the codec refuses stands before what the source refused.
+    async fn deal(
+        &mut self,
+        batch: Batch,
+        refused: Vec<Rejected>,
+        owner: &Owner,
+        watch: &mut Stopwatch,
+    ) -> Result<(), Failure> {
         let metrics = &self.cx.metrics;
-        metrics.received_records.inc_by(batch.len() as u64);
+        metrics.received_records.inc_by((batch.len() + refused.len()) as u64);
         metrics.received_bytes.inc_by(batch.payload_bytes());
         let mut rejected = Vec::new();
         let batch = self.codec.decode(batch, &mut rejected);
+        rejected.extend(refused);
         batch.charge(|bytes| self.cx.budget.charge(bytes, Some(owner.clone())));
         watch.lap(metrics, Spent::Busy);
         self.rejects.handle(rejected).await?;
