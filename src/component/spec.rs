@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -60,6 +61,8 @@ pub struct SinkTraits {
     pub acknowledges: Acknowledges,
     /// Whether its writes can be part of a transaction, and of which kind.
     pub transactional_with: Option<&'static str>,
+    /// After how long the other side aborts such a transaction by itself, if it does.
+    pub transaction_timeout: Option<Duration>,
     /// Whether writing a record twice leaves one, by its key.
     pub idempotent_by_key: bool,
     /// Whether each lane may have its own instance. Otherwise the lanes merge before it.

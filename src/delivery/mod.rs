@@ -7,4 +7,4 @@ mod transaction;
 
 pub use dead_letter::{DeadLetterForm, HEADER_PREFIX};
 pub use positions::{CommitPositions, Positions};
-pub use transaction::{Committed, SourceOffsets, Transaction};
+pub use transaction::{Committed, FenceError, SourceOffsets, Transaction};

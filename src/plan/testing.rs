@@ -75,6 +75,7 @@ fn sink(acknowledges: Acknowledges, kind: Option<&'static str>) -> CompiledSink 
         traits: SinkTraits {
             acknowledges,
             transactional_with: kind,
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane: kind.is_some(),
             carries_headers: true,

@@ -24,6 +24,7 @@ use super::stage::{self, StageContext};
 use super::trouble::Troubles;
 use super::wiring::{Shared, Wired, wire};
 use crate::component::{EpochRequest, EpochRequests};
+use crate::delivery::FenceError;
 use crate::observe::{PipelineState, PipelineStatus};
 use crate::plan::Plan;
 use crate::record::budget::Budget;
@@ -246,7 +247,10 @@ impl Supervised {
 async fn prepare(plan: &Plan, parts: &Parts, shared: &Shared) -> Result<(), (Option<Arc<str>>, Failure)> {
     let rewind = |error: String| (None, Failure::Rewind(error));
     if let Some(transaction) = &parts.ledger.transaction {
-        transaction.fence().await.map_err(rewind)?;
+        transaction.fence().await.map_err(|error| match error {
+            FenceError::Retry(why) => (None, Failure::Rewind(why)),
+            FenceError::Fatal(why) => (None, Failure::Fatal(why)),
+        })?;
     }
     for (stage, part) in parts.all_sinks(plan) {
         let cx = StageContext {
