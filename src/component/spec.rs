@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -65,6 +66,8 @@ pub struct SinkTraits {
     pub acknowledges: Acknowledges,
     /// The kinds of transactions that its writes can be part of.
     pub transactional_with: &'static [&'static str],
+    /// After how long the other side aborts such a transaction by itself, if it does.
+    pub transaction_timeout: Option<Duration>,
     /// Whether writing a record twice leaves one, by its key.
     pub idempotent_by_key: bool,
     /// Whether each lane may have its own instance. Otherwise the lanes merge before it.

@@ -12,4 +12,4 @@ pub use dead_letter::{DeadLetterForm, HEADER_PREFIX};
 pub use local::LocalTransaction;
 pub use participant::{Changes, OwnEntries, Participant, Participants};
 pub use positions::{CommitPositions, Decision, Mark, Positions};
-pub use transaction::{Committed, SourceOffsets, Transaction};
+pub use transaction::{Committed, FenceError, SourceOffsets, Transaction};

@@ -121,6 +121,7 @@ impl SinkConfig for KafkaConfig {
             traits: SinkTraits {
                 acknowledges: Acknowledges::Durable,
                 transactional_with: if connection.is_embedded() { &[] } else { &[KAFKA_TRANSACTION] },
+                transaction_timeout: Some(connection.transaction_timeout()),
                 idempotent_by_key: false,
                 per_lane: true,
                 carries_headers: true,

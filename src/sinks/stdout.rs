@@ -39,6 +39,7 @@ impl SinkConfig for StdoutConfig {
         let traits = SinkTraits {
             acknowledges: Acknowledges::Received,
             transactional_with: &[],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane: false,
             carries_headers: false,

@@ -156,13 +156,14 @@ impl Source for KafkaSource {
         Box::pin(try_stream! {
             let starting = Arc::clone(&consumer);
             let epochs = cx.epochs.clone();
+            let _ended_when_dropped = EndRun { consumer: Arc::clone(&consumer), run };
             cx.runtime.blocking(move || starting.begin_run(run, epochs)).await?;
             let mut reader = Reader::new(Arc::clone(&consumer));
             loop {
                 match reader.next() {
                     Ok(Some(pulled)) => yield pulled,
                     Ok(None) => reader.woken().await,
-                    Err(Stop::Error(error)) => Err(error)?,
+                    Err(Stop::Error(error) | Stop::Denied(error)) => Err(error)?,
                     Err(Stop::Gap(partition, offset)) => {
                         let asked = Arc::clone(&consumer);
                         Err(cx.runtime.blocking(move || asked.describe_gap(&partition, offset)).await)?;
@@ -170,6 +171,18 @@ impl Source for KafkaSource {
                 }
             }
         })
+    }
+}
+
+/// Tells the consumer when its run is over.
+struct EndRun {
+    consumer: Arc<GroupConsumer>,
+    run: u64,
+}
+
+impl Drop for EndRun {
+    fn drop(&mut self) {
+        self.consumer.end_run(self.run);
     }
 }
 

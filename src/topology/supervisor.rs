@@ -24,6 +24,7 @@ use super::stage::{self, StageContext};
 use super::trouble::Troubles;
 use super::wiring::{Shared, Wired, wire};
 use crate::component::{EpochRequest, EpochRequests};
+use crate::delivery::FenceError;
 use crate::observe::{PipelineState, PipelineStatus};
 use crate::plan::Plan;
 use crate::record::budget::Budget;
@@ -253,7 +254,10 @@ impl Supervised {
 /// Before anything is read: fence earlier processes, open the sinks, know the positions.
 async fn prepare(plan: &Plan, parts: &Parts, shared: &Shared) -> Result<(), (Option<Arc<str>>, Failure)> {
     let rewind = |error: String| (None, Failure::Rewind(error));
-    parts.ledger.fence().await.map_err(rewind)?;
+    parts.ledger.fence().await.map_err(|error| match error {
+        FenceError::Retry(why) => (None, Failure::Rewind(why)),
+        FenceError::Fatal(why) => (None, Failure::Fatal(why)),
+    })?;
     for (stage, part) in parts.all_sinks(plan) {
         let cx = StageContext {
             name: Arc::clone(&stage.name),

@@ -19,7 +19,7 @@ use crate::component::{
     Acknowledges, Answer, BuiltSource, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions, Output, Port,
     Pulled, Settled, Sink, SinkError, SinkTraits, Source, SourceContext, SourceError, SourceTraits, Touched, Transform,
 };
-use crate::delivery::{Committed, Positions, SourceOffsets, Transaction};
+use crate::delivery::{Committed, FenceError, Positions, SourceOffsets, Transaction};
 use crate::expr::Schema;
 use crate::plan::{Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
 use crate::record::{Batch, BatchBuilder, Draft, Partition, Position};
@@ -183,6 +183,7 @@ fn compiled_sink(world: &Arc<World>, name: &'static str, scenario: &Scenario, pe
         traits: SinkTraits {
             acknowledges: Acknowledges::Durable,
             transactional_with: &[SIMULATED],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane,
             carries_headers: true,
@@ -251,7 +252,7 @@ struct SimulatedTransaction {
 }
 
 impl Transaction for SimulatedTransaction {
-    fn fence(&self) -> BoxFuture<'_, Result<(), String>> {
+    fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>> {
         async {
             self.world.step(Step::Fence, "").await?;
             self.world.abort();
