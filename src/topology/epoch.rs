@@ -16,6 +16,7 @@ use super::commits::Commits;
 use super::failure::Failure;
 use super::ledger::{Ledger, Outcome};
 use super::progress::Progress;
+use super::quarantine::Quarantine;
 use super::report::{Dated, Report};
 use super::stage::{Command, Commands};
 use crate::clock::Instant;
@@ -51,6 +52,7 @@ pub(super) struct Coordinator<'a> {
     /// The last committed epoch, for stages that wait for it.
     pub(super) commits: Commits,
     pub(super) progress: &'a Progress,
+    pub(super) quarantine: Quarantine,
     pub(super) stop: CancellationToken,
 }
 
@@ -87,6 +89,7 @@ impl Coordinator<'_> {
             ending: None,
             last_barrier_sent: false,
             open_since: None,
+            hurry: false,
         };
         let longest_open = self.ledger.transaction.as_ref().map(|transaction| transaction.longest_open());
         loop {
@@ -125,7 +128,7 @@ impl Coordinator<'_> {
                 // The sinks open again only when the other side answers; until then nothing is open and nothing is read.
                 () = async { runtime.sleep_until(must_abort.expect("guarded")).await }, if must_abort.is_some() => {
                     let error = "the transaction was open for half of its time-out and a sink has not answered";
-                    return Err(Failure::Rewind(error.to_owned()));
+                    return Err(Failure::Stalled(error.to_owned()));
                 }
             }
         }
@@ -145,7 +148,8 @@ impl Coordinator<'_> {
         let now = self.runtime.clock().now();
         let last = state.ending.is_some() && !state.last_barrier_sent;
         let interval_over = state.moved.0.is_some_and(|since| now >= since + self.interval);
-        if !(last || interval_over || !state.close_requests.is_empty()) {
+        let hurry = state.hurry && state.moved.0.is_some();
+        if !(last || interval_over || hurry || !state.close_requests.is_empty()) {
             return Ok(());
         }
         let number = *self.next_epoch;
@@ -155,6 +159,7 @@ impl Coordinator<'_> {
         }
         state.last_barrier_sent |= last;
         state.moved = Moved::default();
+        state.hurry = false;
         state.epochs.push_back(Epoch {
             number,
             opened: now,
@@ -174,6 +179,7 @@ impl Coordinator<'_> {
                 state.open_since.get_or_insert(now);
                 self.progress.records_wait(now);
             }
+            Report::Hurry => state.hurry = true,
             Report::Ended { source } => {
                 state.ended[source] = true;
                 if state.ended.iter().all(|&ended| ended) {
@@ -221,8 +227,9 @@ impl Coordinator<'_> {
         while state.epochs.front().is_some_and(|epoch| epoch.is_settled(self.sinks)) {
             let Some(epoch) = state.epochs.pop_front() else { break };
             let positions: Vec<Positions> = epoch.positions.into_iter().map(Option::unwrap_or_default).collect();
-            match self.ledger.commit(epoch.number, positions).await {
-                Outcome::Committed => {}
+            let records = epoch.arrivals.iter().map(|(_, records)| *records as u64).sum();
+            match self.ledger.commit(epoch.number, positions.clone()).await {
+                Outcome::Committed => self.quarantine.committed(records, &positions),
                 Outcome::Aborted(error) => return Err(Failure::Rewind(error)),
                 Outcome::Fenced(error) => return Err(Failure::Fatal(error)),
             }
@@ -251,6 +258,8 @@ struct State {
     last_barrier_sent: bool,
     /// Since when a transaction may be open.
     open_since: Option<Instant>,
+    /// Somebody waits until all that moved is committed.
+    hurry: bool,
 }
 
 async fn tell(source: &mpsc::Sender<Command>, command: Command) -> Result<(), Failure> {

@@ -13,9 +13,11 @@ mod outputs;
 mod pace;
 mod parts;
 mod progress;
+mod quarantine;
 mod report;
 mod stage;
 mod supervisor;
+mod suspicion;
 mod trouble;
 mod wiring;
 

@@ -83,7 +83,8 @@ impl Rejects {
                     writer.write(Item::Batch(letters)).await?;
                 }
             }
-            (OnError::DeadLetter | OnError::Stop, _, _) => {
+            // A sink that is patient has tried again before it comes to this.
+            (OnError::DeadLetter | OnError::Stop | OnError::Retry, _, _) => {
                 let origin = first.batch.origin();
                 let offset = first.batch.records().first().map_or(-1, |record| record.offset);
                 let next = if self.is_dead_letter {

@@ -320,8 +320,22 @@ pub(crate) fn failed(code: Code) -> SinkError {
         Code::TopicAuthorizationFailed
         | Code::ClusterAuthorizationFailed
         | Code::TransactionalIdAuthorizationFailed => SinkError::Fatal(format!("not allowed to write: {code}")),
-        _ => SinkError::Rewind(format!("records were not written: {code}")),
+        code if may_be_about_a_record(code) => SinkError::Rewind(format!("records were not written: {code}")),
+        _ => SinkError::Outage(format!("records were not written: {code}")),
     }
+}
+
+/// Whether a record among others may be what the broker refuses a whole request for.
+fn may_be_about_a_record(code: Code) -> bool {
+    is_about_the_record(code)
+        || matches!(
+            code,
+            Code::InvalidMessage
+                | Code::InvalidMessageSize
+                | Code::MessageSizeTooLarge
+                | Code::MessageBatchTooLarge
+                | Code::UnsupportedForMessageFormat
+        )
 }
 
 impl Live {
@@ -521,6 +535,6 @@ mod tests {
         let (slot, mut answer) = slots.open(5);
         slots.discharge(slot as usize, 4);
         slots.settle(number(slot, 0), Some(Code::PurgeQueue));
-        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
     }
 }
