@@ -18,6 +18,8 @@ mod report;
 mod stage;
 mod supervisor;
 mod suspicion;
+#[cfg(test)]
+mod testing;
 mod trouble;
 mod wiring;
 

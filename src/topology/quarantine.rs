@@ -233,3 +233,204 @@ pub(super) fn take_front(held: &mut Option<Pulled>, records: usize) -> Option<Pu
     *held = Some(Pulled { batch: rest, position: whole.position });
     Some(piece)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    use super::super::PipelineEnd;
+    use super::super::testing::{Deed, Id, Kit, Outcome};
+    use super::*;
+    use crate::plan::OnError;
+
+    /// Records that a stage cannot stand.
+    fn cannot_stand(stage: &'static str, records: &'static [Id], deed: Deed) -> impl Fn(&str, Id) -> Deed + Send + Sync {
+        move |at, id| if at == stage && records.contains(&id) { deed } else { Deed::Pass }
+    }
+
+    /// Everything but the poison came out, once in a transaction, and in the order of each partition.
+    fn assert_the_others_came(kit: &Kit, sink: &str, poison: &[Id]) {
+        let came = kit.world.of(sink);
+        let all: BTreeSet<Id> = came.iter().copied().collect();
+        assert_eq!(all.into_iter().collect::<Vec<_>>(), kit.all_but(poison), "each of the others came to `{sink}`");
+        if kit.transactional {
+            for number in 0..kit.partitions {
+                let offsets: Vec<i64> = came.iter().filter(|id| id.0 == number).map(|id| id.1).collect();
+                assert!(offsets.is_sorted_by(|one, next| one < next), "{number}: {offsets:?}");
+            }
+        }
+    }
+
+    /// A poison record ends in the dead letter under both guarantees, with any lanes, in a bounded number of runs.
+    async fn ends_in_the_dead_letter(stage: &'static str, deed: Deed, records: &'static [Id], runs: u64) {
+        for (seed, transactional, lanes) in [(1, false, 1), (2, false, 3), (3, true, 1), (4, true, 3)] {
+            let kit = Kit { transactional, lanes, ..Kit::new(cannot_stand(stage, records, deed)) };
+            let outcome = kit.run(seed).await;
+            assert_eq!(outcome.end, PipelineEnd::Finished);
+            assert_the_others_came(&kit, "out", records);
+            let letters = kit.world.letters();
+            let refused: BTreeSet<Id> = letters.iter().map(|(id, ..)| *id).collect();
+            assert_eq!(refused.into_iter().collect::<Vec<_>>(), records);
+            for (_, at, why) in &letters {
+                assert_eq!(at, stage);
+                assert!(why.contains("failed 3 times at work on this record alone"), "{why}");
+            }
+            if transactional {
+                assert_eq!(letters.len(), records.len(), "none is refused twice");
+            }
+            assert!(outcome.status.restarts <= runs, "{} restarts", outcome.status.restarts);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_makes_a_transform_panic_ends_in_the_dead_letter_and_the_others_come_through() {
+        // 120 records under way: two failures, seven halvings, three strikes.
+        ends_in_the_dead_letter("work", Deed::Panic, &[(1, 17)], 12).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_makes_a_sink_go_back_or_panic_ends_in_the_dead_letter() {
+        ends_in_the_dead_letter("out", Deed::Rewind, &[(2, 0)], 12).await;
+        ends_in_the_dead_letter("out", Deed::Panic, &[(0, 39)], 12).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neighbours_that_are_poison_too_are_found_at_less_cost() {
+        ends_in_the_dead_letter("work", Deed::Panic, &[(1, 7), (1, 8), (1, 9), (2, 30)], 40).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_stage_refuses_what_it_cannot_stand_itself() {
+        let deeds = |stage: &str, id: Id| match (stage, id) {
+            ("work", (0, 3)) => Deed::Panic,
+            ("left" | "right", (0, 5)) | ("right", (1, 5)) => Deed::Rewind,
+            _ => Deed::Pass,
+        };
+        let kit = Kit { transactional: true, sinks: vec!["left", "right"], ..Kit::new(deeds) };
+        assert_eq!(kit.run(7).await.end, PipelineEnd::Finished);
+        assert_the_others_came(&kit, "left", &[(0, 3), (0, 5)]);
+        assert_the_others_came(&kit, "right", &[(0, 3), (0, 5), (1, 5)]);
+        let mut letters: Vec<_> = kit.world.letters().into_iter().map(|(id, stage, _)| (id, stage)).collect();
+        letters.sort();
+        let expected = [((0, 3), "work"), ((0, 5), "left"), ((0, 5), "right"), ((1, 5), "right")];
+        assert_eq!(letters, expected.map(|(id, stage)| (id, stage.to_owned())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_dead_letter_it_stops_the_pipeline_and_is_not_skipped() {
+        for transactional in [false, true] {
+            let deeds = cannot_stand("work", &[(1, 17)], Deed::Panic);
+            let kit = Kit { transactional, dead_letter: false, ..Kit::new(deeds) };
+            let outcome = kit.run(5).await;
+            let PipelineEnd::Failed(why) = outcome.end else { panic!("{:?}", outcome.end) };
+            assert!(why.contains("offset 17 of t/1") && why.contains("dead_letter"), "{why}");
+            assert!(kit.world.of("out").iter().all(|id| id.0 != 1 || id.1 < 17), "what follows it waits");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_dropped_and_counted_where_the_stage_says_so() {
+        let deeds = cannot_stand("work", &[(1, 17)], Deed::Panic);
+        let kit = Kit { transactional: true, on_error: Some(OnError::Drop), ..Kit::new(deeds) };
+        let Outcome { end, metrics, .. } = kit.run(5).await;
+        assert_eq!(end, PipelineEnd::Finished);
+        assert_the_others_came(&kit, "out", &[(1, 17)]);
+        assert_eq!(kit.world.letters(), []);
+        assert!(metrics.text().contains("reason=\"rejected\""));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_letter_that_the_dead_letter_cannot_stand_stops_the_pipeline() {
+        let deeds = |stage: &str, id: Id| match (stage, id) {
+            ("work", (1, 17)) => Deed::Refuse,
+            ("dead_letter", _) => Deed::Rewind,
+            _ => Deed::Pass,
+        };
+        let kit = Kit { transactional: true, ..Kit::new(deeds) };
+        let PipelineEnd::Failed(why) = kit.run(5).await.end else { panic!("it goes on") };
+        assert!(why.contains("`dead_letter`") && why.contains("make room for it"), "{why}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_no_record_can_have_caused_condemns_none() {
+        // The other side of the sink fails thirty times, whatever is written.
+        let left = Arc::new(AtomicUsize::new(30));
+        let deeds = move |stage: &str, _: Id| {
+            let fails = stage == "out" && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
+            if fails { Deed::Outage } else { Deed::Pass }
+        };
+        let kit = Kit { transactional: true, ..Kit::new(deeds) };
+        let outcome = kit.run(6).await;
+        assert_eq!(outcome.end, PipelineEnd::Finished);
+        assert!(outcome.status.restarts >= 15, "{} restarts", outcome.status.restarts);
+        assert_eq!(kit.world.letters(), []);
+        assert_the_others_came(&kit, "out", &[]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn commits_that_fail_condemn_no_record_even_while_one_is_looked_for() {
+        let kit = Kit::new(cannot_stand("work", &[(1, 17)], Deed::Panic));
+        let run = kit.start(6);
+        for restarts in [2, 6, 9, 20] {
+            run.until("it goes on", |run| run.status().restarts >= restarts || run.status().state.is_over()).await;
+            kit.store.fail_next(4);
+        }
+        assert_eq!(run.end().await.end, PipelineEnd::Finished);
+        assert!(kit.world.letters().iter().all(|(id, ..)| *id == (1, 17)));
+        assert_the_others_came(&kit, "out", &[(1, 17)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_patient_stage_is_tried_for_ever_and_moves_on_once_it_can() {
+        let mended = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&mended);
+        let deeds = move |stage: &str, id: Id| {
+            let fails = stage == "out" && id == (1, 17) && !seen.load(Ordering::Relaxed);
+            if fails { Deed::Rewind } else { Deed::Pass }
+        };
+        let kit = Kit { transactional: true, on_error: Some(OnError::Retry), ..Kit::new(deeds) };
+        let run = kit.start(6);
+        run.until("it tries again and again", |run| run.status().restarts >= 40).await;
+        assert_eq!(kit.world.letters(), []);
+        mended.store(true, Ordering::Relaxed);
+        assert_eq!(run.end().await.end, PipelineEnd::Finished);
+        assert_the_others_came(&kit, "out", &[]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_that_does_not_return_condemns_no_record() {
+        let left = Arc::new(AtomicUsize::new(2));
+        let deeds = move |stage: &str, id: Id| {
+            let fails = stage == "work"
+                && id == (1, 17)
+                && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
+            if fails { Deed::Panic } else { Deed::Pass }
+        };
+        let kit = Kit { transactional: true, ..Kit::new(deeds) };
+        assert_eq!(kit.run(6).await.end, PipelineEnd::Finished);
+        assert_eq!(kit.world.letters(), []);
+        assert_the_others_came(&kit, "out", &[]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_3_a_transform_that_panics_costs_the_source_nothing_but_a_new_stream() {
+        let kit = Kit { transactional: true, ..Kit::new(cannot_stand("work", &[(1, 17)], Deed::Panic)) };
+        let outcome = kit.run(6).await;
+        assert_eq!(outcome.end, PipelineEnd::Finished);
+        assert_eq!(kit.world.built.load(Ordering::Relaxed), 1, "the source keeps its place in its group");
+        assert_eq!(kit.world.streams.load(Ordering::Relaxed) as u64, outcome.status.restarts + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_search_takes_no_longer_waits_while_it_comes_closer() {
+        let kit = Kit { transactional: true, ..Kit::new(cannot_stand("work", &[(1, 17)], Deed::Panic)) };
+        let run = kit.start(6);
+        let clock = run.host.runtime.clock();
+        let started = clock.now();
+        assert_eq!(run.end().await.end, PipelineEnd::Finished);
+        let took = clock.now().duration_since(started);
+        assert!(took < Duration::from_secs(10), "{took:?}");
+    }
+}

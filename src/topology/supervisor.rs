@@ -272,7 +272,7 @@ impl Supervised {
     async fn abort_transaction(&self) {
         if let Some(transaction) = &self.parts.ledger.transaction
             && let Err(error) =
-                caught(transaction.abort()).await.unwrap_or_else(Err)
+                caught(async { transaction.abort().await }).await.unwrap_or_else(Err)
         {
             tracing::warn!(pipeline = %self.plan.name, "cannot abort the open transaction: {error}");
         }

@@ -159,7 +159,8 @@ impl SinkTask {
     ) -> Result<BoxFuture<'static, Result<Settled, SinkError>>, Failure> {
         let mut retry = Retry::new(&self.cx);
         loop {
-            match self.cx.waits_at_work(self.alone.as_ref(), sink.write(Arc::clone(batch))).await? {
+            let writing = async { sink.write(Arc::clone(batch)).await };
+            match self.cx.waits_at_work(self.alone.as_ref(), writing).await? {
                 Ok(answer) => return Ok(answer),
                 Err(SinkError::Retry(error)) => retry.wait(&error).await,
                 Err(SinkError::Reject(error)) => {
@@ -264,7 +265,8 @@ impl SinkTask {
     async fn flush(&self, sink: &mut BoxSink) -> Result<(), Failure> {
         let mut retry = Retry::new(&self.cx);
         loop {
-            match self.cx.waits_at_work(self.alone.as_ref(), sink.flush()).await? {
+            let flushing = async { sink.flush().await };
+            match self.cx.waits_at_work(self.alone.as_ref(), flushing).await? {
                 Ok(()) => return Ok(()),
                 Err(SinkError::Retry(error)) => retry.wait(&error).await,
                 Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
