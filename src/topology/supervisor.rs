@@ -71,6 +71,7 @@ struct Supervised {
 pub(super) async fn supervise(plan: Plan, host: Host, stop: CancellationToken) -> PipelineEnd {
     let pipeline = Arc::clone(&plan.name);
     let heart = format!("pipeline {pipeline}");
+    host.status.beat(&heart, host.runtime.clock().now());
     let supervised = caught(supervise_to_its_end(plan, host.clone(), stop));
     let end = tokio::select! {
         biased;
@@ -455,5 +456,174 @@ impl Tasks {
             }
         }
         root
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::super::testing::{Deed, Id, Kit, Run};
+    use super::*;
+
+    fn pass(_: &str, _: Id) -> Deed {
+        Deed::Pass
+    }
+
+    /// A pipeline of many records, whose sinks' other side can go away.
+    fn long(transactional: bool) -> Kit {
+        Kit { transactional, records: 2_000, pause: Duration::from_millis(10), ..Kit::new(pass) }
+    }
+
+    fn seconds_stuck(run: &Run) -> f64 {
+        let text = run.host.metrics.text();
+        let line = text.lines().find(|line| line.starts_with("weir_pipeline_stuck_seconds{pipeline=\"p\"}"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).expect("the series is there")
+    }
+
+    async fn rests(run: &Run, time: Duration) {
+        run.host.runtime.sleep(time).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_10_a_transaction_whose_sink_is_away_is_aborted_in_time_parked_and_moves_on_by_itself() {
+        let kit = long(true);
+        let run = kit.start(1);
+        run.until("it commits", |_| kit.world.commits.load(Ordering::Relaxed) > 1).await;
+        kit.world.away.store(true, Ordering::Relaxed);
+        rests(&run, kit.longest_open + Duration::from_secs(2)).await;
+        for _ in 0..600 {
+            rests(&run, Duration::from_secs(1)).await;
+            assert!(!kit.world.open.load(Ordering::Relaxed), "nothing is open while it is parked");
+        }
+        let (fences, status) = (kit.world.fences.load(Ordering::Relaxed), run.status());
+        assert!(fences < 150, "it asks {fences} times in ten minutes");
+        assert_eq!((status.state, status.stage.as_deref()), (PipelineState::Stuck, Some("out")));
+        assert_eq!(status.reason.as_deref(), Some("the broker is away"));
+        assert!(status.restarts <= 2, "it is parked, and not restarted: {}", status.restarts);
+        assert!(seconds_stuck(&run) > 590.0, "{}", seconds_stuck(&run));
+        let named = "weir_pipeline_stuck{component=\"out\",pipeline=\"p\",reason=\"waits\"} 1";
+        assert!(run.host.metrics.text().contains(named), "{}", run.host.metrics.text());
+        assert_eq!(run.host.status.stopped_heart(run.host.runtime.clock().now()), None, "the process is live");
+
+        kit.world.away.store(false, Ordering::Relaxed);
+        run.until("it is ready again", |run| run.status().state.is_ready()).await;
+        let metrics = run.host.metrics.clone();
+        assert_eq!(run.end().await.end, PipelineEnd::Finished);
+        assert!(!metrics.text().contains("weir_pipeline_stuck{"), "{}", metrics.text());
+        let came = kit.world.of("out");
+        assert_eq!(came.len(), kit.all_but(&[]).len(), "each once");
+        for number in 0..kit.partitions {
+            let offsets = came.iter().filter(|id| id.0 == number).map(|id| id.1);
+            assert!(offsets.is_sorted(), "in order");
+        }
+        assert_eq!(kit.world.built.load(Ordering::Relaxed), 1, "the source never left its group");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_4_with_a_dead_sink_memory_stays_flat_and_it_moves_on_by_itself() {
+        let kit = Kit { batch: 500, records: 20_000, ..long(false) };
+        let run = kit.start(2);
+        run.until("records come out", |_| !kit.world.of("out").is_empty()).await;
+        kit.world.away.store(true, Ordering::Relaxed);
+        rests(&run, Duration::from_secs(60)).await;
+        let used = || run.host.metrics.pipeline("p").memory_used.get();
+        let before = used();
+        assert!(before <= run.host.metrics.pipeline("p").memory_limit.get() + (200 << 10), "{before}");
+        rests(&run, Duration::from_mins(60)).await;
+        assert_eq!(used(), before, "nothing more is read");
+        let status = run.status();
+        assert_eq!((status.state, status.restarts), (PipelineState::Stuck, 0));
+        assert!(seconds_stuck(&run) > 3_500.0);
+        kit.world.away.store(false, Ordering::Relaxed);
+        assert_eq!(run.end().await.end, PipelineEnd::Finished);
+        assert_eq!(kit.world.of("out").len(), kit.all_but(&[]).len(), "each once: nothing was restarted");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_1_a_transactional_sink_is_silent_between_its_barrier_and_the_commit() {
+        let kit = Kit { commit_takes: Duration::from_millis(700), ..long(true) };
+        let outcome = kit.run(3).await;
+        assert_eq!(outcome.end, PipelineEnd::Finished);
+        assert!(kit.world.commits.load(Ordering::Relaxed) > 3);
+        assert_eq!(kit.world.broken_silences.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_6_an_epoch_that_is_too_slow_for_its_transaction_is_made_smaller_until_it_fits() {
+        // One lane takes 8 s for what is under way at once, and the transaction may be open for 5 s.
+        let slow = |stage: &str, id: Id| match stage {
+            "out" if id.0 == 0 => Deed::Slow(Duration::from_millis(200)),
+            _ => Deed::Pass,
+        };
+        let kit = Kit { transactional: true, lanes: 3, ..Kit::new(slow) };
+        let outcome = kit.run(4).await;
+        assert_eq!(outcome.end, PipelineEnd::Finished);
+        assert_eq!(kit.world.letters(), [], "no record is to blame");
+        assert_eq!(kit.world.of("out").len(), kit.all_but(&[]).len());
+        assert!(outcome.status.restarts < 12, "{}", outcome.status.restarts);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipeline_that_fails_again_and_again_is_failing_until_it_commits() {
+        let kit = Kit { finite: false, ..Kit::new(pass) };
+        kit.store.fail_next(1_000_000);
+        let run = kit.start(5);
+        let began = run.host.runtime.clock().wall().as_secs_f64();
+        run.until("it is failing", |run| run.status().state == PipelineState::Failing).await;
+        assert_eq!(run.status().restarts, u64::from(BUDGET));
+        assert!(run.status().since - began < 2.0, "since the first failure");
+        let restarts = run.status().restarts;
+        rests(&run, Duration::from_mins(60)).await;
+        let tries = run.status().restarts - restarts;
+        assert!((120..=241).contains(&tries), "it tries at the longest wait: {tries} in an hour");
+        for _ in 0..600 {
+            rests(&run, Duration::from_millis(100)).await;
+            let status = run.status();
+            assert_eq!(status.state, PipelineState::Failing, "also while it tries");
+            assert!(status.reason.is_some_and(|reason| reason.contains("told to fail")));
+        }
+        let failing = "weir_pipeline_stuck{component=\"\",pipeline=\"p\",reason=\"failing\"} 1";
+        assert!(run.host.metrics.text().contains(failing), "{}", run.host.metrics.text());
+        assert_eq!(run.host.status.stopped_heart(run.host.runtime.clock().now()), None, "the process is live");
+        kit.store.fail_next(0);
+        run.until("it runs", |run| run.status().state == PipelineState::Running).await;
+        run.until("all is there", |_| kit.store.commits() > 0).await;
+        assert!(seconds_stuck(&run) < 0.1);
+        run.stop.cancel();
+        assert_eq!(run.end().await.end, PipelineEnd::Stopped);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_supervisor_that_dies_says_so_and_its_heart_stops() {
+        let kit = Kit { panics_when_built: true, ..Kit::new(pass) };
+        let run = kit.start(6);
+        let (host, clock) = (run.host.clone(), run.host.runtime.clock());
+        let outcome = run.end().await;
+        assert!(matches!(&outcome.end, PipelineEnd::Failed(why) if why.contains("the supervisor died")));
+        assert_eq!(outcome.status.state, PipelineState::Failed);
+        host.runtime.sleep(Duration::from_secs(90)).await;
+        let (heart, _) = host.status.stopped_heart(clock.now()).expect("only a new process helps");
+        assert_eq!(&*heart, "pipeline p");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipeline_that_ends_in_order_leaves_no_heart_behind() {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stopped);
+        let deeds = move |stage: &str, _: Id| {
+            let refuses = stage == "work" && seen.load(Ordering::Relaxed);
+            if refuses { Deed::Refuse } else { Deed::Pass }
+        };
+        for refuse in [false, true] {
+            stopped.store(refuse, Ordering::Relaxed);
+            let kit = Kit { dead_letter: false, ..Kit::new(deeds.clone()) };
+            let run = kit.start(7);
+            let host = run.host.clone();
+            let end = run.end().await.end;
+            assert_eq!(matches!(end, PipelineEnd::Failed(_)), refuse, "{end:?}");
+            host.runtime.sleep(Duration::from_mins(10)).await;
+            assert_eq!(host.status.stopped_heart(host.runtime.clock().now()), None);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Pipelines of components whose every deed a test decides, on the real topology and a paused clock.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -45,8 +45,8 @@ pub(super) enum Deed {
     Retry,
     /// A sink only.
     Outage,
-    /// A sink only: it answers after this time.
-    Late(Duration),
+    /// A sink only: taking it over takes so long.
+    Slow(Duration),
 }
 
 /// A record that came out.
@@ -74,6 +74,11 @@ pub(super) struct Kit {
     /// How long the transaction may stay open.
     pub(super) longest_open: Duration,
     pub(super) finite: bool,
+    pub(super) panics_when_built: bool,
+    /// How long the source takes for a batch.
+    pub(super) pause: Duration,
+    /// How long a commit takes.
+    pub(super) commit_takes: Duration,
     pub(super) world: Arc<World>,
     pub(super) store: MemoryStore,
     pub(super) deeds: Deeds,
@@ -90,12 +95,12 @@ pub(super) struct World {
     pub(super) streams: AtomicUsize,
     pub(super) commits: AtomicUsize,
     pub(super) fences: AtomicUsize,
-    /// The most records that were written and not committed.
-    pub(super) most_pending: AtomicUsize,
+    /// How often a sink wrote between its barrier and the commit.
+    pub(super) broken_silences: AtomicUsize,
     /// Whether the other side of the sinks is away: nothing is answered, and nothing can be opened.
-    pub(super) away: std::sync::atomic::AtomicBool,
-    /// When a transaction is open.
-    pub(super) open: std::sync::atomic::AtomicBool,
+    pub(super) away: AtomicBool,
+    /// Whether a transaction is open.
+    pub(super) open: AtomicBool,
 }
 
 impl World {
@@ -172,6 +177,9 @@ impl Kit {
             on_error: None,
             longest_open: Duration::from_secs(5),
             finite: true,
+            panics_when_built: false,
+            pause: Duration::ZERO,
+            commit_takes: Duration::ZERO,
             world: Arc::default(),
             store: MemoryStore::new(),
             deeds: Arc::new(deeds),
@@ -240,7 +248,8 @@ impl Kit {
 
     fn source(&self) -> CompiledSource {
         let world = Arc::clone(&self.world);
-        let (partitions, records, batch, finite) = (self.partitions, self.records, self.batch, self.finite);
+        let (partitions, records, batch) = (self.partitions, self.records, self.batch);
+        let (finite, pause, panics_when_built) = (self.finite, self.pause, self.panics_when_built);
         let keeps_positions = if self.transactional { KeepsPositions::Source } else { KeepsPositions::Store };
         CompiledSource {
             traits: SourceTraits { keeps_positions, finite, partitioned: true, transactional_with: Some(KIND) },
@@ -248,7 +257,10 @@ impl Kit {
             schema: Schema::default(),
             build: Arc::new(move |_| {
                 world.built.fetch_add(1, Ordering::Relaxed);
-                let source = TestSource { world: Arc::clone(&world), partitions, records, batch, finite };
+                if panics_when_built {
+                    panics();
+                }
+                let source = TestSource { world: Arc::clone(&world), partitions, records, batch, finite, pause };
                 Ok(BuiltSource { source: Box::new(source), positions: None })
             }),
         }
@@ -266,7 +278,8 @@ impl Kit {
     }
 
     fn sink(&self, name: &'static str) -> CompiledSink {
-        let (world, deeds, longest_open) = (Arc::clone(&self.world), Arc::clone(&self.deeds), self.longest_open);
+        let (world, deeds) = (Arc::clone(&self.world), Arc::clone(&self.deeds));
+        let (longest_open, commit_takes) = (self.longest_open, self.commit_takes);
         CompiledSink {
             traits: SinkTraits {
                 acknowledges: Acknowledges::Durable,
@@ -278,7 +291,9 @@ impl Kit {
             touched: Touched::default(),
             build: Arc::new(move |cx| {
                 if cx.transactional {
-                    let transaction = TestTransaction { world: Arc::clone(&world), longest_open };
+                    let runtime = cx.runtime.clone();
+                    let transaction =
+                        TestTransaction { world: Arc::clone(&world), longest_open, commit_takes, runtime };
                     cx.clients.set_transaction(cx.clients.shared(|| transaction));
                 }
                 Ok(Box::new(TestSink {
@@ -286,6 +301,7 @@ impl Kit {
                     deeds: Arc::clone(&deeds),
                     name: name.into(),
                     transactional: cx.transactional,
+                    silent_until: None,
                     runtime: cx.runtime.clone(),
                 }))
             }),
@@ -308,13 +324,14 @@ struct TestSource {
     records: i64,
     batch: i64,
     finite: bool,
+    pause: Duration,
 }
 
 impl Source for TestSource {
     fn stream(&mut self, cx: SourceContext) -> BoxStream<'_, Result<Pulled, SourceError>> {
         self.world.streams.fetch_add(1, Ordering::Relaxed);
-        let (world, partitions, records, batch, finite) =
-            (Arc::clone(&self.world), self.partitions, self.records, self.batch, self.finite);
+        let (world, partitions, records) = (Arc::clone(&self.world), self.partitions, self.records);
+        let (batch, finite, pause) = (self.batch, self.finite, self.pause);
         Box::pin(try_stream! {
             let partition = |number| Partition { source: "in".into(), topic: "t".into(), number };
             let partitions: Vec<_> = (0..partitions).map(|number| Arc::new(partition(number))).collect();
@@ -325,6 +342,7 @@ impl Source for TestSource {
             let mut at: Vec<i64> = partitions.iter().map(|partition| start(partition)).collect();
             while at.iter().any(|&at| at < records) {
                 for (at, partition) in at.iter_mut().zip(&partitions).filter(|(at, _)| **at < records) {
+                    cx.runtime.sleep(pause).await;
                     let end = (*at + batch).min(records);
                     let mut built = BatchBuilder::new(Arc::clone(partition), 64, 8);
                     for offset in *at..end {
@@ -365,19 +383,21 @@ struct TestSink {
     deeds: Deeds,
     name: Arc<str>,
     transactional: bool,
+    /// It must write nothing before so many commits.
+    silent_until: Option<usize>,
     runtime: Runtime,
 }
 
 impl TestSink {
-    /// What comes of a batch, and how long the answer takes.
+    /// What comes of a batch, and how long it takes.
     fn judge(&self, batch: &Batch) -> (Duration, Result<Settled, SinkError>) {
-        let (mut settled, mut late) = (Settled::all(), Duration::ZERO);
+        let (mut settled, mut slow) = (Settled::all(), Duration::ZERO);
         let error = |text: &str| format!("{} says {text}", self.name);
         for (at, record) in batch.records().iter().enumerate() {
             let outcome = match (self.deeds)(&self.name, id(batch, record.offset)) {
                 Deed::Pass | Deed::Drop => continue,
-                Deed::Late(time) => {
-                    late = late.max(time);
+                Deed::Slow(time) => {
+                    slow += time;
                     continue;
                 }
                 Deed::Refuse => {
@@ -389,9 +409,9 @@ impl TestSink {
                 Deed::Retry => SinkError::Retry(error("later")),
                 Deed::Outage => SinkError::Outage(error("away")),
             };
-            return (late, Err(outcome));
+            return (slow, Err(outcome));
         }
-        (late, Ok(settled))
+        (slow, Ok(settled))
     }
 
     fn came(&self, batch: &Batch, settled: &Settled) -> Vec<Came> {
@@ -413,22 +433,24 @@ impl TestSink {
 impl Sink for TestSink {
     fn open(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         let away = self.world.is_away();
+        self.silent_until = None;
         async move { if away { Err(SinkError::Retry("nobody is there".to_owned())) } else { Ok(()) } }.boxed()
     }
 
     fn write(&mut self, batch: Arc<Batch>) -> BoxFuture<'_, Result<Answer, SinkError>> {
-        let (late, outcome) = self.judge(&batch);
+        let (slow, outcome) = self.judge(&batch);
         let came = outcome.as_ref().map(|settled| self.came(&batch, settled)).unwrap_or_default();
+        if self.silent_until.is_some_and(|commits| self.world.commits.load(Ordering::Relaxed) < commits) {
+            self.world.broken_silences.fetch_add(1, Ordering::Relaxed);
+        }
         if self.transactional {
             self.world.open.store(true, Ordering::Relaxed);
-            let mut pending = self.world.pending.lock().unwrap();
-            pending.extend(came.clone());
-            self.world.most_pending.fetch_max(pending.len(), Ordering::Relaxed);
+            self.world.pending.lock().unwrap().extend(came.clone());
         }
         let (world, transactional, runtime) = (Arc::clone(&self.world), self.transactional, self.runtime.clone());
         async move {
+            runtime.sleep(slow).await;
             let answer: Answer = async move {
-                runtime.sleep(late).await;
                 while world.is_away() {
                     runtime.sleep(Duration::from_millis(100)).await;
                 }
@@ -444,6 +466,9 @@ impl Sink for TestSink {
     }
 
     fn flush(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
+        if self.transactional {
+            self.silent_until = Some(self.world.commits.load(Ordering::Relaxed) + 1);
+        }
         async { Ok(()) }.boxed()
     }
 }
@@ -452,6 +477,8 @@ impl Sink for TestSink {
 struct TestTransaction {
     world: Arc<World>,
     longest_open: Duration,
+    commit_takes: Duration,
+    runtime: Runtime,
 }
 
 impl Transaction for TestTransaction {
@@ -468,13 +495,17 @@ impl Transaction for TestTransaction {
     }
 
     fn commit(&self, _: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed> {
-        let pending = std::mem::take(&mut *self.world.pending.lock().unwrap());
-        self.world.durable().extend(pending);
-        self.world.open.store(false, Ordering::Relaxed);
-        let offsets = offsets.into_iter().flat_map(|of_source| of_source.positions);
-        self.world.offsets.lock().unwrap().extend(offsets);
-        self.world.commits.fetch_add(1, Ordering::Relaxed);
-        async { Committed::Yes }.boxed()
+        async move {
+            self.runtime.sleep(self.commit_takes).await;
+            let pending = std::mem::take(&mut *self.world.pending.lock().unwrap());
+            self.world.durable().extend(pending);
+            self.world.open.store(false, Ordering::Relaxed);
+            let offsets = offsets.into_iter().flat_map(|of_source| of_source.positions);
+            self.world.offsets.lock().unwrap().extend(offsets);
+            self.world.commits.fetch_add(1, Ordering::Relaxed);
+            Committed::Yes
+        }
+        .boxed()
     }
 
     fn abort(&self) -> BoxFuture<'_, Result<(), String>> {

@@ -329,3 +329,58 @@ impl Drop for Retry<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::super::PipelineEnd;
+    use super::super::super::testing::{Deed, Id, Kit};
+    use super::*;
+    use crate::observe::PipelineState;
+
+    /// The sink does this with one record for so many times.
+    fn for_a_while(deed: Deed, times: usize) -> impl Fn(&str, Id) -> Deed + Send + Sync {
+        let left = AtomicUsize::new(times);
+        move |stage, id| {
+            let strikes = stage == "out"
+                && id == (0, 5)
+                && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+            if strikes { deed } else { Deed::Pass }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_record_holds_its_place_where_the_stage_is_patient() {
+        for transactional in [false, true] {
+            let longest_open = Duration::from_secs(600);
+            let deeds = for_a_while(Deed::Refuse, 12);
+            let kit = Kit { transactional, longest_open, on_error: Some(OnError::Retry), ..Kit::new(deeds) };
+            let run = kit.start(1);
+            run.until("it is tried again", |run| run.status().state == PipelineState::Stuck).await;
+            let status = run.status();
+            assert_eq!(status.stage.as_deref(), Some("out"));
+            assert!(status.reason.is_some_and(|reason| reason.contains("tried again until it is taken")));
+            assert!(kit.world.of("out").iter().all(|id| id.0 != 0 || id.1 < 5), "nothing overtakes it");
+            assert_eq!(run.end().await.end, PipelineEnd::Finished);
+            let came = kit.world.of("out");
+            assert_eq!(came.len(), kit.all_but(&[]).len(), "each once");
+            for number in 0..kit.partitions {
+                assert!(came.iter().filter(|id| id.0 == number).is_sorted(), "in order");
+            }
+            assert_eq!(kit.world.letters(), []);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_to_be_tried_again_holds_up_all_behind_it_so_that_order_is_kept() {
+        let kit = Kit { lanes: 1, ..Kit::new(for_a_while(Deed::Retry, 7)) };
+        let outcome = kit.run(2).await;
+        assert_eq!((outcome.end, outcome.status.restarts), (PipelineEnd::Finished, 0));
+        let came = kit.world.of("out");
+        assert_eq!(came.len(), kit.all_but(&[]).len());
+        for number in 0..kit.partitions {
+            assert!(came.iter().filter(|id| id.0 == number).is_sorted(), "{came:?}");
+        }
+    }
+}
