@@ -343,6 +343,24 @@ impl Reader {
         }
     }
 
+    /// Shows what readers of committed data see now, and keeps none of it.
+    ///
+    /// # Panics
+    /// If the end is not reached within `limit`.
+    pub(crate) fn see_to_end(&mut self, limit: Duration, mut see: impl FnMut(Consumed)) {
+        let ends = self.ends();
+        let deadline = Deadline::within(limit);
+        while !self.has_reached(&ends) {
+            for _ in 0..1_000 {
+                match self.consumer.poll(Duration::from_millis(5)) {
+                    Some(Ok(record)) => see(Consumed::of(&record)),
+                    Some(Err(_)) | None => break,
+                }
+            }
+            assert!(!deadline.passed(), "cannot read {} to its end within {limit:?}", self.topic);
+        }
+    }
+
     /// Reads until there are at least so many records in all.
     ///
     /// # Panics
