@@ -77,7 +77,27 @@ pub(crate) struct Pipeline<'a> {
     dead: String,
     /// Where the source files are.
     folder: PathBuf,
+    variant: Variant,
+}
+
+/// What may be so or otherwise, and must not matter.
+#[derive(Debug, Clone, Copy)]
+struct Variant {
+    /// The session's length, if it is not the default: the shortest that a broker grants.
     session: Option<Duration>,
+    lanes: u32,
+    /// For how many seconds records were supplied before the first process starts.
+    backlog: u64,
+}
+
+impl Variant {
+    fn draw(random: &mut fastrand::Rng) -> Self {
+        Self {
+            session: random.bool().then_some(Duration::from_secs(6)),
+            lanes: random.u32(1..=3),
+            backlog: random.u64(0..10),
+        }
+    }
 }
 
 impl<'a> Pipeline<'a> {
@@ -92,8 +112,7 @@ impl<'a> Pipeline<'a> {
             sink: String::new(),
             dead: String::new(),
             folder,
-            // The default, or the shortest that a broker grants.
-            session: random.bool().then_some(Duration::from_secs(6)),
+            variant: Variant::draw(random),
         };
         if case.reads_kafka() {
             pipeline.source = broker.topic("orders", PARTITIONS);
@@ -109,7 +128,8 @@ impl<'a> Pipeline<'a> {
     /// Its file.
     pub(crate) fn text(&self) -> String {
         let (name, guarantee) = (&self.name, self.case.guarantee());
-        let session = self.session.map_or_else(String::new, |session| {
+        let lanes = self.variant.lanes;
+        let session = self.variant.session.map_or_else(String::new, |session| {
             format!(", options: {{ session.timeout.ms: \"{}\" }}", session.as_millis())
         });
         let source = if self.case.reads_kafka() {
@@ -129,6 +149,7 @@ impl<'a> Pipeline<'a> {
 name: {name}
 guarantee: {guarantee}
 commit: {{ interval: 250ms }}
+parallelism: {lanes}
 sources:
   orders:
     {source}
@@ -146,6 +167,20 @@ dead_letter:
   {dead}
 "#
         )
+    }
+
+    /// What was drawn for it, for people.
+    pub(crate) fn variant(&self) -> String {
+        let Variant { session, lanes, backlog } = self.variant;
+        format!(
+            "{lanes} lanes, {backlog} s of backlog, session {}",
+            session.map_or("10 s".to_owned(), |s| format!("{s:?}"))
+        )
+    }
+
+    /// For how many seconds records were supplied before the first process starts.
+    pub(crate) fn backlog(&self) -> u64 {
+        self.variant.backlog
     }
 
     /// Who puts records in.

@@ -50,11 +50,10 @@ impl Kind {
     /// What must become of it, where the sink takes records of any size or not.
     pub(crate) fn fate(self, sink_has_limit: bool) -> Fate {
         match self {
-            Self::Good => Fate::Delivered,
             Self::Debug => Fate::Filtered,
             Self::Broken | Self::Unmappable => Fate::DeadLettered,
             Self::Large if sink_has_limit => Fate::DeadLettered,
-            Self::Large => Fate::Delivered,
+            Self::Good | Self::Large => Fate::Delivered,
         }
     }
 }

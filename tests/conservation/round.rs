@@ -35,22 +35,27 @@ struct State {
 /// Whether something is in trouble, or has been lately.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Trouble {
-    is_now: bool,
+    since: Option<Instant>,
     until: Option<Instant>,
 }
 
 impl Trouble {
-    pub(crate) fn begin(&mut self) {
-        self.is_now = true;
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.since = Some(now);
     }
 
     pub(crate) fn end(&mut self, now: Instant) {
-        (self.is_now, self.until) = (false, Some(now));
+        (self.since, self.until) = (None, Some(now));
+    }
+
+    /// Since when it is in trouble now.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.since
     }
 
     /// Whether it may explain what happens now.
     pub(crate) fn is_felt(&self, now: Instant) -> bool {
-        self.is_now || self.until.is_some_and(|until| now.saturating_duration_since(until) < AFTERMATH)
+        self.since.is_some() || self.until.is_some_and(|until| now.saturating_duration_since(until) < AFTERMATH)
     }
 }
 
@@ -93,11 +98,11 @@ impl Round {
             self.log("broker", &step.action.to_string());
             match step.action {
                 Action::KillBroker => {
-                    self.state().broker.begin();
+                    self.state().broker.begin(self.now());
                     self.broker.kill();
                 }
                 Action::FreezeBroker => {
-                    self.state().broker.begin();
+                    self.state().broker.begin(self.now());
                     self.broker.pause();
                 }
                 Action::StartBroker => {

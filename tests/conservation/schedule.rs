@@ -128,11 +128,16 @@ impl Schedule {
     /// What strikes the broker within `length`.
     pub(crate) fn of_broker(random: &mut fastrand::Rng, length: Duration) -> Self {
         let mut draw = Draw { random, length, steps: Vec::new() };
-        let mut at = draw.between(length / 5, length / 3);
+        // Later than this it could not show what it does to records that pass.
+        let last = length.saturating_sub(Duration::from_secs(8));
+        let mut at = draw.between(length / 8, length / 4);
         let mut kills = draw.random.bool();
-        let mut done = 0;
-        while at + Duration::from_secs(8) < length || done == 0 {
-            // Both kinds in turn, so that a short round has each.
+        for strike in 0.. {
+            // Both kinds in turn: each round has both.
+            if strike >= 2 && at > last {
+                break;
+            }
+            at = at.min(last);
             if kills {
                 let down = draw.between(Duration::ZERO, Duration::from_secs(3));
                 draw.pair(at, down, Action::KillBroker, Action::StartBroker);
@@ -141,8 +146,7 @@ impl Schedule {
                 draw.pair(at, still, Action::FreezeBroker, Action::ThawBroker);
             }
             kills = !kills;
-            done += 1;
-            at += draw.between(Duration::from_secs(15), Duration::from_secs(35));
+            at += draw.between(Duration::from_secs(14), Duration::from_secs(35));
         }
         draw.done()
     }
@@ -275,7 +279,9 @@ impl Draw<'_> {
     fn full_disk(&mut self, disk: Disk) {
         let mut at = self.between(self.length / 8, self.length / 2);
         while at < self.length {
-            let lasts = self.between(Duration::from_secs(2), Duration::from_secs(9));
+            // Long enough to be called stuck, or soon over.
+            let longest = if self.random.bool() { 9 } else { 20 };
+            let lasts = self.between(Duration::from_secs(2), Duration::from_secs(longest));
             self.pair(at, lasts, Action::Fill(disk), Action::Free(disk));
             at += lasts + self.between(Duration::from_secs(20), Duration::from_secs(60));
         }

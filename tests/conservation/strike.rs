@@ -1,8 +1,11 @@
 //! One pipeline through one round: its processes are struck by the schedule while records pass; then all is quiet, it
 //! must finish, and everything is counted.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use weir::clock::Instant;
 
 use crate::account::{Account, Figures, Found};
 use crate::broker::send_signal;
@@ -19,6 +22,10 @@ use crate::schedule::{Action, Disk, PROCESSES, Schedule};
 const FINISH: Duration = Duration::from_mins(4);
 /// A stop takes at most its grace of 30 s, and a slow machine.
 const STOP: Duration = Duration::from_secs(90);
+/// A pipeline that has moved nothing for 10 s is stuck; it is looked at every second.
+const STUCK: Duration = Duration::from_secs(14);
+/// What a shell says of a process that SIGTERM has ended, which then did not listen.
+const KILLED_BY_SIGTERM: i32 = 128 + 15;
 /// How often the processes are looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -30,6 +37,8 @@ struct Slot {
     state: SlotState,
     /// Whether it was ever there.
     was_there: bool,
+    /// Since when nothing was done to it.
+    since: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,7 +104,8 @@ impl<'a> Struck<'a> {
             if let Some(disks) = &disks {
                 home.wrap(disks.within(file.parent().expect("a file is in a folder")));
             }
-            slots.push(Slot { home, sinks, weir: None, state: SlotState::Away, was_there: false });
+            let since = round.now();
+            slots.push(Slot { home, sinks, weir: None, state: SlotState::Away, was_there: false, since });
         }
         let who = pipeline.case.name();
         Self { round, who, pipeline, slots, disks, folder_of, full: Default::default(), found: Found::default() }
@@ -104,8 +114,8 @@ impl<'a> Struck<'a> {
     /// Strikes it by the schedule while records pass, and counts what came out.
     pub(crate) fn run(mut self, schedule: &Schedule) -> Outcome {
         let round = self.round;
-        // What is there before the first process is.
-        let at_first = 2 * round.rate;
+        round.log(&self.who, &self.pipeline.variant());
+        let at_first = self.pipeline.backlog() * round.rate;
         let mut supplier = self.pipeline.supplier();
         supplier.supply(0, at_first);
         let mut count = std::thread::scope(|threads| {
@@ -151,7 +161,7 @@ impl<'a> Struck<'a> {
             self.round.write_log(&home.path("round.txt"));
             self.save_disks();
             for slot in self.slots {
-                told.push_str(&format!("    kept: {}\n", slot.home.path("").display()));
+                let _ = writeln!(told, "    kept: {}", slot.home.path("").display());
                 slot.home.keep();
             }
         }
@@ -198,6 +208,8 @@ impl<'a> Struck<'a> {
             self.round.log(&self.who, &format!("process {number} ended with {code}"));
             match state {
                 SlotState::Leaving if code == 0 || is_excused => {}
+                // Asked before it could listen: it has read nothing.
+                SlotState::Leaving if code == KILLED_BY_SIGTERM => {}
                 SlotState::Leaving => {
                     self.found.add("ended badly", format!("process {number} was asked to stop: code {code}; {log}"));
                 }
@@ -222,6 +234,7 @@ impl<'a> Struck<'a> {
             slot.weir = Some(slot.home.start("pipeline.yaml"));
             slot.state = SlotState::Running;
             slot.was_there = true;
+            slot.since = self.round.now();
         }
     }
 
@@ -251,6 +264,7 @@ impl<'a> Struck<'a> {
         {
             send_signal(weir.pid(), name);
             slot.state = state;
+            slot.since = self.round.now();
         }
     }
 
@@ -277,7 +291,7 @@ impl<'a> Struck<'a> {
             Action::Fill(disk) => {
                 if let Some(disks) = &self.disks {
                     disks.fill(&self.folder_of[disk as usize]);
-                    self.full[disk as usize].begin();
+                    self.full[disk as usize].begin(self.round.now());
                 }
             }
             Action::Free(disk) => self.free(disk),
@@ -286,9 +300,29 @@ impl<'a> Struck<'a> {
     }
 
     fn free(&mut self, disk: Disk) {
+        if disk == Disk::Sinks {
+            self.must_say_that_it_is_stuck();
+        }
         if let Some(disks) = &self.disks {
             disks.free(&self.folder_of[disk as usize]);
             self.full[disk as usize].end(self.round.now());
+        }
+    }
+
+    /// A process whose only sink has had no room for long cannot call its pipeline ready.
+    fn must_say_that_it_is_stuck(&mut self) {
+        let slot = &self.slots[0];
+        let since = self.full[Disk::Sinks as usize].since().map(|full| full.max(slot.since));
+        let lasts = since.map(|since| self.round.now().saturating_duration_since(since));
+        // Others may hold all partitions of a topic.
+        let is_alone = !self.pipeline.case.reads_kafka();
+        if !is_alone || slot.state != SlotState::Running || lasts.is_none_or(|lasts| lasts < STUCK) {
+            return;
+        }
+        let answer = slot.weir.as_ref().and_then(|weir| weir.get(&format!("/ready/{}", self.pipeline.name)));
+        self.round.log(&self.who, &format!("after {lasts:?} on a full disk: {answer:?}"));
+        if answer.as_ref().is_none_or(|(status, _)| *status != 503) {
+            self.found.add("wrong readiness", format!("the sinks' disk is full for {lasts:?}: {answer:?}"));
         }
     }
 
