@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{FromClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -147,6 +147,15 @@ impl Broker {
         wait_until(&format!("a leader of each partition of {name}"), CALL_LIMIT, || {
             self.partitions(name) == usize::try_from(partitions).ok()
         });
+    }
+
+    /// Changes a setting of a topic. Tells whether the broker has done so.
+    pub(crate) fn set_topic(&self, name: &str, key: &str, value: &str) -> bool {
+        let admin: AdminClient<DefaultClientContext> = self.client(&[]);
+        let topic = AlterConfig::new(ResourceSpecifier::Topic(name)).set(key, value);
+        let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(5)));
+        let results = block_on(admin.alter_configs([&topic], &options));
+        results.is_ok_and(|results| results.iter().all(Result::is_ok))
     }
 
     /// Deletes a topic, and waits until it is gone.

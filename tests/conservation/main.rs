@@ -146,12 +146,12 @@ impl Totals {
         }
         self.rounds += 1;
         self.seconds += round.elapsed().as_secs_f64();
-        add_faults(&mut self.broker_faults, &broker_schedule);
-        for ((case, schedule, _), outcome) in drawn.iter().zip(outcomes) {
+        add_faults(&mut self.broker_faults, broker_schedule.faults());
+        for ((case, ..), outcome) in drawn.iter().zip(outcomes) {
             let totals = self.cases.entry(case.name()).or_default();
-            add_faults(&mut totals.faults, schedule);
             match outcome {
-                Ok(Outcome { figures, told }) => {
+                Ok(Outcome { figures, faults, told }) => {
+                    add_faults(&mut totals.faults, faults);
                     totals.figures.add(figures);
                     if !told.is_empty() {
                         let _ = write!(self.failed, "{replay}: {told}");
@@ -185,8 +185,8 @@ impl Totals {
     }
 }
 
-fn add_faults(totals: &mut BTreeMap<&'static str, usize>, schedule: &Schedule) {
-    for (fault, count) in schedule.faults() {
+fn add_faults(totals: &mut BTreeMap<&'static str, usize>, faults: BTreeMap<&'static str, usize>) {
+    for (fault, count) in faults {
         *totals.entry(fault).or_default() += count;
     }
 }

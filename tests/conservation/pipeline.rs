@@ -59,9 +59,12 @@ impl Case {
     /// What may strike it.
     pub(crate) fn exposure(self) -> Exposure {
         let disks: &[Disk] = if self.writes_files() { &[Disk::Sinks, Disk::Data] } else { &[Disk::Data] };
-        Exposure { shares: self.reads_kafka(), disks }
+        Exposure { shares: self.reads_kafka(), disks, limit: !self.writes_files() }
     }
 }
+
+/// The setting of a topic that limits its records.
+const LIMIT: &str = "max.message.bytes";
 
 /// How many partitions and files the records of a pipeline are spread over.
 const PARTITIONS: i32 = 4;
@@ -73,7 +76,8 @@ pub(crate) struct Pipeline<'a> {
     /// Its name, and its group's.
     pub(crate) name: String,
     source: String,
-    sink: String,
+    /// The topics or files of the sinks: one, or one for each half of the keys.
+    sinks: Vec<String>,
     dead: String,
     /// Where the source files are.
     folder: PathBuf,
@@ -86,6 +90,8 @@ struct Variant {
     /// The session's length, if it is not the default: the shortest that a broker grants.
     session: Option<Duration>,
     lanes: u32,
+    /// Whether there are two sinks, each for one half of the keys.
+    halves: bool,
     /// For how many seconds records were supplied before the first process starts.
     backlog: u64,
 }
@@ -95,6 +101,7 @@ impl Variant {
         Self {
             session: random.bool().then_some(Duration::from_secs(6)),
             lanes: random.u32(1..=3),
+            halves: random.bool(),
             backlog: random.u64(0..10),
         }
     }
@@ -104,25 +111,22 @@ impl<'a> Pipeline<'a> {
     /// A pipeline of this case; its source files are in `folder`.
     pub(crate) fn new(case: Case, broker: &'a Broker, folder: PathBuf, random: &mut fastrand::Rng) -> Self {
         let name = unique("conservation");
-        let mut pipeline = Self {
-            case,
-            broker,
-            name,
-            source: String::new(),
-            sink: String::new(),
-            dead: String::new(),
-            folder,
-            variant: Variant::draw(random),
-        };
+        let variant = Variant::draw(random);
+        let mut sinks = if variant.halves { vec!["totals", "others"] } else { vec!["totals"] };
+        let mut sinks: Vec<_> = sinks.drain(..).map(str::to_owned).collect();
+        let mut dead = "dead".to_owned();
+        let mut source = String::new();
         if case.reads_kafka() {
-            pipeline.source = broker.topic("orders", PARTITIONS);
+            source = broker.topic("orders", PARTITIONS);
         }
         if !case.writes_files() {
-            pipeline.sink = unique("totals");
-            broker.create_topic(&pipeline.sink, PARTITIONS, &[("max.message.bytes", TOPIC_LIMIT)]);
-            pipeline.dead = broker.topic("dead", 1);
+            for sink in &mut sinks {
+                *sink = unique(sink);
+                broker.create_topic(sink, PARTITIONS, &[(LIMIT, TOPIC_LIMIT)]);
+            }
+            dead = broker.topic("dead", 1);
         }
-        pipeline
+        Self { case, broker, name, source, sinks, dead, folder, variant }
     }
 
     /// Its file.
@@ -138,11 +142,24 @@ impl<'a> Pipeline<'a> {
         } else {
             format!(r#"file: {{ path: "{}/orders-*.ndjson", follow: true }}"#, self.folder.display())
         };
-        let [sink, dead] = if self.case.writes_files() {
-            ["totals", "dead"].map(|file| format!(r#"file: {{ path: "${{SINK_DIR}}/{file}.ndjson" }}"#))
-        } else {
-            [&self.sink, &self.dead]
-                .map(|topic| format!(r#"kafka: {{ brokers: "${{KAFKA_BROKERS}}", topic: {topic} }}"#))
+        let place = |name: &str| {
+            if self.case.writes_files() {
+                format!(r#"file: {{ path: "${{SINK_DIR}}/{name}.ndjson" }}"#)
+            } else {
+                format!(r#"kafka: {{ brokers: "${{KAFKA_BROKERS}}", topic: {name} }}"#)
+            }
+        };
+        let dead = place(&self.dead);
+        let sink = place(&self.sinks[0]);
+        let (halves, sinks) = match self.sinks.get(1) {
+            None => ("", format!("  totals:\n    {sink}")),
+            Some(other) => (
+                "  - name: halves\n    route: { even: mod(to_int!(.n), 2) == 0 }\n",
+                format!(
+                    "  even:\n    from: halves.even\n    {sink}\n  odd:\n    from: halves.else\n    {}",
+                    place(other)
+                ),
+            ),
         };
         format!(
             r#"
@@ -160,20 +177,25 @@ transforms:
     map: |
       .total = to_int!(.price) * to_int!(.qty)
       del(.qty)
-sinks:
-  totals:
-    {sink}
+{halves}sinks:
+{sinks}
 dead_letter:
   {dead}
 "#
         )
     }
 
+    /// Sets what the topics of the sinks take. Tells whether the broker has answered.
+    pub(crate) fn set_limit(&self, bytes: &str) -> bool {
+        self.sinks.iter().all(|sink| self.broker.set_topic(sink, LIMIT, bytes))
+    }
+
     /// What was drawn for it, for people.
     pub(crate) fn variant(&self) -> String {
-        let Variant { session, lanes, backlog } = self.variant;
+        let Variant { session, lanes, halves: _, backlog } = self.variant;
         format!(
-            "{lanes} lanes, {backlog} s of backlog, session {}",
+            "{lanes} lanes, {} sinks, {backlog} s of backlog, session {}",
+            self.sinks.len(),
             session.map_or("10 s".to_owned(), |s| format!("{s:?}"))
         )
     }
@@ -235,13 +257,15 @@ dead_letter:
     }
 
     fn read_topics(&self, account: &mut Account) {
-        let stream = |partition| Stream::new(format!("{}[{partition}]", self.sink), true);
-        let mut streams: Vec<_> = (0..PARTITIONS).map(stream).collect();
-        self.broker.reader(&self.sink).see_to_end(Duration::from_mins(2), |record| {
-            let partition = usize::try_from(record.partition).expect("it is one of ours");
-            let offset = u64::try_from(record.offset).expect("offsets are positive");
-            account.delivered(&mut streams[partition], offset, &record.value);
-        });
+        for sink in &self.sinks {
+            let stream = |partition| Stream::new(format!("{sink}[{partition}]"), true);
+            let mut streams: Vec<_> = (0..PARTITIONS).map(stream).collect();
+            self.broker.reader(sink).see_to_end(Duration::from_mins(2), |record| {
+                let partition = usize::try_from(record.partition).expect("it is one of ours");
+                let offset = u64::try_from(record.offset).expect("offsets are positive");
+                account.delivered(&mut streams[partition], offset, &record.value);
+            });
+        }
         let dead = Stream::new(self.dead.clone(), false);
         self.broker.reader(&self.dead).see_to_end(Duration::from_mins(2), |record| {
             account.dead_letter(&dead, u64::try_from(record.offset).expect("offsets are positive"), &record.value);
@@ -253,16 +277,18 @@ dead_letter:
         let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.sort();
         // The files of one process hold all records of a key only where it has no others beside it.
-        let mut totals = Stream::new(format!("{}/totals", folder.display()), !self.case.reads_kafka());
-        let dead = Stream::new(format!("{}/dead", folder.display()), false);
+        let mut totals = Stream::new(String::new(), !self.case.reads_kafka());
+        let mut dead = Stream::new(String::new(), false);
         for path in paths {
+            totals.goes_on_in(path.display().to_string());
+            dead.goes_on_in(path.display().to_string());
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let file = File::open(&path).expect("what is listed can be read");
             for (number, line) in (1..).zip(BufReader::new(file).split(b'\n')) {
                 let line = line.expect("what is listed can be read");
-                if name.starts_with("totals") {
+                if self.sinks.iter().any(|sink| name.starts_with(sink.as_str())) {
                     account.delivered(&mut totals, number, &line);
-                } else if name.starts_with("dead") {
+                } else if name.starts_with(&self.dead) {
                     account.dead_letter(&dead, number, &line);
                 }
             }

@@ -7,6 +7,8 @@ pub(crate) const KEYS: u64 = 32;
 
 /// What a topic of a Kafka sink takes; a [`Kind::Large`] record is larger.
 pub(crate) const TOPIC_LIMIT: &str = "20000";
+/// What it takes while its limit is lowered; a [`Kind::Medium`] record is larger, and all others are much smaller.
+pub(crate) const LOWERED_LIMIT: &str = "10000";
 
 /// What a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +21,9 @@ pub(crate) enum Kind {
     Broken,
     /// The program fails on it.
     Unmappable,
-    /// It is larger than the topic of a Kafka sink takes.
+    /// It is larger than the topic of a Kafka sink takes while its limit is lowered.
+    Medium,
+    /// It is larger than the topic of a Kafka sink ever takes.
     Large,
 }
 
@@ -32,6 +36,8 @@ pub(crate) enum Fate {
     Filtered,
     /// It is in the dead letter.
     DeadLettered,
+    /// It comes out or is in the dead letter.
+    Either,
 }
 
 impl Kind {
@@ -42,6 +48,7 @@ impl Kind {
             n if n % 41 == 5 => Self::Broken,
             n if n % 43 == 7 => Self::Unmappable,
             n if n % 251 == 11 => Self::Large,
+            n if n % 127 == 19 => Self::Medium,
             n if n % 9 == 4 => Self::Debug,
             _ => Self::Good,
         }
@@ -53,7 +60,8 @@ impl Kind {
             Self::Debug => Fate::Filtered,
             Self::Broken | Self::Unmappable => Fate::DeadLettered,
             Self::Large if sink_has_limit => Fate::DeadLettered,
-            Self::Good | Self::Large => Fate::Delivered,
+            Self::Medium if sink_has_limit => Fate::Either,
+            Self::Good | Self::Medium | Self::Large => Fate::Delivered,
         }
     }
 }
@@ -77,8 +85,8 @@ pub(crate) fn body(n: u64) -> String {
         Kind::Unmappable => {
             format!(r#"{{"id":"id={n};","key":"{key}","n":{n},"level":"info","price":"a lot","qty":{qty}}}"#)
         }
-        Kind::Large => {
-            let pad = "larger than the topic takes, ".repeat(1_000);
+        kind @ (Kind::Medium | Kind::Large) => {
+            let pad = "larger than the topic takes, ".repeat(if kind == Kind::Large { 1_000 } else { 500 });
             let front = format!(r#""id":"id={n};","key":"{key}","n":{n},"level":"info""#);
             format!(r#"{{{front},"price":{price},"qty":{qty},"pad":"{pad}"}}"#)
         }
@@ -92,7 +100,7 @@ pub(crate) fn is_mapped(n: u64, body: &Value) -> bool {
         "total": (n % 100) * (1 + n % 3),
     });
     let (Some(expected), Some(body)) = (expected.as_object(), body.as_object()) else { return false };
-    let padded = Kind::of(n) == Kind::Large;
+    let padded = matches!(Kind::of(n), Kind::Medium | Kind::Large);
     expected.iter().all(|(field, value)| body.get(field) == Some(value))
         && body.len() == expected.len() + usize::from(padded)
 }

@@ -29,6 +29,10 @@ pub(crate) enum Action {
     Fill(Disk),
     /// It has room again.
     Free(Disk),
+    /// The topic of the sink takes less than before.
+    LowerLimit,
+    /// It takes as much as before again.
+    RestoreLimit,
     /// SIGKILL for the broker.
     KillBroker,
     /// The broker starts again.
@@ -55,11 +59,17 @@ impl Action {
             Self::Kill(_) => Some("SIGKILL"),
             Self::Freeze(_) => Some("SIGSTOP"),
             Self::Leave(_) => Some("SIGTERM"),
-            Self::Start(0) | Self::Thaw(_) | Self::Free(_) | Self::StartBroker | Self::ThawBroker => None,
+            Self::Start(0)
+            | Self::Thaw(_)
+            | Self::Free(_)
+            | Self::RestoreLimit
+            | Self::StartBroker
+            | Self::ThawBroker => None,
             Self::Start(_) => Some("join"),
             Self::Intrude(_) => Some("intruder"),
             Self::Fill(Disk::Sinks) => Some("sinks' disk full"),
             Self::Fill(Disk::Data) => Some("data disk full"),
+            Self::LowerLimit => Some("topic limit lowered"),
             Self::KillBroker => Some("broker SIGKILL"),
             Self::FreezeBroker => Some("broker SIGSTOP"),
         }
@@ -79,6 +89,8 @@ impl fmt::Display for Action {
             Self::Fill(Disk::Data) => f.write_str("the data folders' disk is full"),
             Self::Free(Disk::Sinks) => f.write_str("the sinks' disk has room again"),
             Self::Free(Disk::Data) => f.write_str("the data folders' disk has room again"),
+            Self::LowerLimit => f.write_str("the topic's limit is lowered"),
+            Self::RestoreLimit => f.write_str("the topic's limit is as it was"),
             Self::KillBroker => f.write_str("SIGKILL for the broker"),
             Self::StartBroker => f.write_str("the broker starts"),
             Self::FreezeBroker => f.write_str("SIGSTOP for the broker"),
@@ -107,6 +119,8 @@ pub(crate) struct Exposure {
     pub(crate) shares: bool,
     /// The disks that can be filled.
     pub(crate) disks: &'static [Disk],
+    /// Whether the sink's topic has a limit.
+    pub(crate) limit: bool,
 }
 
 impl Schedule {
@@ -121,6 +135,9 @@ impl Schedule {
         }
         for disk in exposure.disks {
             draw.full_disk(*disk);
+        }
+        if exposure.limit {
+            draw.lowered_limit();
         }
         draw.done()
     }
@@ -142,11 +159,13 @@ impl Schedule {
                 let down = draw.between(Duration::ZERO, Duration::from_secs(3));
                 draw.pair(at, down, Action::KillBroker, Action::StartBroker);
             } else {
-                let still = draw.between(Duration::from_secs(2), Duration::from_secs(7));
+                // A moment, or longer than sessions and transactions last.
+                let longest = if draw.random.bool() { 6 } else { 15 };
+                let still = draw.between(Duration::from_secs(1), Duration::from_secs(longest));
                 draw.pair(at, still, Action::FreezeBroker, Action::ThawBroker);
             }
             kills = !kills;
-            at += draw.between(Duration::from_secs(14), Duration::from_secs(35));
+            at += draw.between(Duration::from_secs(18), Duration::from_secs(35));
         }
         draw.done()
     }
@@ -283,6 +302,15 @@ impl Draw<'_> {
             let longest = if self.random.bool() { 9 } else { 20 };
             let lasts = self.between(Duration::from_secs(2), Duration::from_secs(longest));
             self.pair(at, lasts, Action::Fill(disk), Action::Free(disk));
+            at += lasts + self.between(Duration::from_secs(20), Duration::from_secs(60));
+        }
+    }
+
+    fn lowered_limit(&mut self) {
+        let mut at = self.between(self.length / 8, self.length / 2);
+        while at < self.length {
+            let lasts = self.between(Duration::from_secs(2), Duration::from_secs(10));
+            self.pair(at, lasts, Action::LowerLimit, Action::RestoreLimit);
             at += lasts + self.between(Duration::from_secs(20), Duration::from_secs(60));
         }
     }

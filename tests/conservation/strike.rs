@@ -1,6 +1,7 @@
 //! One pipeline through one round: its processes are struck by the schedule while records pass; then all is quiet, it
 //! must finish, and everything is counted.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,13 +14,15 @@ use crate::broker::wait::Deadline;
 use crate::disk::Disks;
 use crate::pipeline::Pipeline;
 use crate::process::{Home, Weir};
-use crate::records::KEYS;
+use crate::records::{KEYS, LOWERED_LIMIT, TOPIC_LIMIT};
 use crate::round::{Round, Trouble};
 use crate::schedule::{Action, Disk, PROCESSES, Schedule};
 
 /// How long the pipeline may take to finish when all is quiet. It covers a session and a transaction of a process that
 /// was killed, and a slow machine.
 const FINISH: Duration = Duration::from_mins(4);
+/// How long a pipeline may be called stuck when nothing is left to be done.
+const READY: Duration = Duration::from_mins(1);
 /// A stop takes at most its grace of 30 s, and a slow machine.
 const STOP: Duration = Duration::from_secs(90);
 /// A pipeline that has moved nothing for 10 s is stuck; it is looked at every second.
@@ -59,6 +62,7 @@ pub(crate) struct Struck<'a> {
     disks: Option<Disks>,
     folder_of: [PathBuf; 2],
     full: [Trouble; 2],
+    faults: BTreeMap<&'static str, usize>,
     found: Found,
 }
 
@@ -108,7 +112,17 @@ impl<'a> Struck<'a> {
             slots.push(Slot { home, sinks, weir: None, state: SlotState::Away, was_there: false, since });
         }
         let who = pipeline.case.name();
-        Self { round, who, pipeline, slots, disks, folder_of, full: Default::default(), found: Found::default() }
+        Self {
+            round,
+            who,
+            pipeline,
+            slots,
+            disks,
+            folder_of,
+            full: Default::default(),
+            faults: BTreeMap::new(),
+            found: Found::default(),
+        }
     }
 
     /// Strikes it by the schedule while records pass, and counts what came out.
@@ -165,7 +179,7 @@ impl<'a> Struck<'a> {
                 slot.home.keep();
             }
         }
-        Outcome { figures, told }
+        Outcome { figures, faults: self.faults, told }
     }
 
     /// The disks end with the test; what is on them does not.
@@ -225,7 +239,7 @@ impl<'a> Struck<'a> {
         }
     }
 
-    fn start(&mut self, number: usize) {
+    fn start(&mut self, number: usize) -> bool {
         if self.slots[number].state == SlotState::Leaving {
             self.wait_end(number, STOP);
         }
@@ -235,7 +249,9 @@ impl<'a> Struck<'a> {
             slot.state = SlotState::Running;
             slot.was_there = true;
             slot.since = self.round.now();
+            return true;
         }
+        false
     }
 
     /// Waits for the end of a process that was asked to stop. One that does not end is a mistake, and killed.
@@ -257,56 +273,60 @@ impl<'a> Struck<'a> {
         }
     }
 
-    fn signal(&mut self, number: usize, name: &str, state: SlotState) {
+    fn signal(&mut self, number: usize, name: &str, from: SlotState, to: SlotState) -> bool {
         let slot = &mut self.slots[number];
-        if let Some(weir) = &mut slot.weir
-            && weir.exit_code().is_none()
-        {
-            send_signal(weir.pid(), name);
-            slot.state = state;
-            slot.since = self.round.now();
+        let Some(weir) = slot.weir.as_mut().filter(|_| slot.state == from) else { return false };
+        if weir.exit_code().is_some() {
+            return false;
         }
+        send_signal(weir.pid(), name);
+        slot.state = to;
+        slot.since = self.round.now();
+        true
     }
 
+    /// Does it, and counts it if it could be done.
     fn perform(&mut self, action: Action) {
-        match action {
+        use SlotState::{Away, Frozen, Leaving, Running};
+        let done = match action {
             Action::Start(number) => self.start(number),
             Action::Kill(number) => {
                 let slot = &mut self.slots[number];
-                if let Some(mut weir) = slot.weir.take() {
-                    weir.kill();
-                }
-                slot.state = SlotState::Away;
+                slot.state = Away;
+                slot.weir.take().map(|mut weir| weir.kill()).is_some()
             }
-            Action::Freeze(number) if self.slots[number].state == SlotState::Running => {
-                self.signal(number, "STOP", SlotState::Frozen);
-            }
-            Action::Thaw(number) if self.slots[number].state == SlotState::Frozen => {
-                self.signal(number, "CONT", SlotState::Running);
-            }
-            Action::Leave(number) if self.slots[number].state == SlotState::Running => {
-                self.signal(number, "TERM", SlotState::Leaving);
-            }
+            Action::Freeze(number) => self.signal(number, "STOP", Running, Frozen),
+            Action::Thaw(number) => self.signal(number, "CONT", Frozen, Running),
+            Action::Leave(number) => self.signal(number, "TERM", Running, Leaving),
             Action::Intrude(number) => self.intrude(number),
-            Action::Fill(disk) => {
-                if let Some(disks) = &self.disks {
-                    disks.fill(&self.folder_of[disk as usize]);
-                    self.full[disk as usize].begin(self.round.now());
-                }
-            }
+            Action::Fill(disk) => self.fill(disk),
             Action::Free(disk) => self.free(disk),
-            _ => {}
+            Action::LowerLimit => self.pipeline.set_limit(LOWERED_LIMIT),
+            Action::RestoreLimit => self.pipeline.set_limit(TOPIC_LIMIT),
+            Action::KillBroker | Action::StartBroker | Action::FreezeBroker | Action::ThawBroker => false,
+        };
+        if !done {
+            self.round.log(&self.who, &format!("it could not be done: {action}"));
+        } else if let Some(fault) = action.fault() {
+            *self.faults.entry(fault).or_default() += 1;
         }
     }
 
-    fn free(&mut self, disk: Disk) {
+    fn fill(&mut self, disk: Disk) -> bool {
+        let Some(disks) = &self.disks else { return false };
+        disks.fill(&self.folder_of[disk as usize]);
+        self.full[disk as usize].begin(self.round.now());
+        true
+    }
+
+    fn free(&mut self, disk: Disk) -> bool {
         if disk == Disk::Sinks {
             self.must_say_that_it_is_stuck();
         }
-        if let Some(disks) = &self.disks {
-            disks.free(&self.folder_of[disk as usize]);
-            self.full[disk as usize].end(self.round.now());
-        }
+        let Some(disks) = &self.disks else { return false };
+        disks.free(&self.folder_of[disk as usize]);
+        self.full[disk as usize].end(self.round.now());
+        true
     }
 
     /// A process whose only sink has had no room for long cannot call its pipeline ready.
@@ -327,14 +347,14 @@ impl<'a> Struck<'a> {
     }
 
     /// A second process on a data folder that is in use ends, and says that it failed.
-    fn intrude(&mut self, number: usize) {
+    fn intrude(&mut self, number: usize) -> bool {
         let slot = &mut self.slots[number];
-        let Some(weir) = &slot.weir else { return };
+        let Some(weir) = &slot.weir else { return false };
         // It holds its data folder when it answers.
         let deadline = Deadline::within(Duration::from_secs(20));
         while weir.get("/live").is_none() {
             if deadline.passed() {
-                return;
+                return false;
             }
             std::thread::sleep(LOOK);
         }
@@ -349,12 +369,13 @@ impl<'a> Struck<'a> {
             Some(_) => {}
         }
         intruder.kill();
+        true
     }
 
     /// All faults end: nothing is frozen, all disks have room, and every process that was ever there is there.
     fn be_quiet(&mut self) {
         for number in 0..self.slots.len() {
-            self.perform(Action::Thaw(number));
+            self.signal(number, "CONT", SlotState::Frozen, SlotState::Running);
         }
         for disk in [Disk::Sinks, Disk::Data] {
             self.free(disk);
@@ -364,6 +385,9 @@ impl<'a> Struck<'a> {
             self.look();
             assert!(!deadline.passed(), "the broker is not up again");
             std::thread::sleep(LOOK);
+        }
+        if !self.pipeline.case.writes_files() {
+            assert!(self.pipeline.set_limit(TOPIC_LIMIT), "the broker is up");
         }
         self.round.log(&self.who, "all is quiet");
         self.start_all();
@@ -389,6 +413,7 @@ impl<'a> Struck<'a> {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
+        let deadline = Deadline::within(READY);
         while let Some(unready) = self.unready() {
             self.look();
             if deadline.passed() {
@@ -398,7 +423,7 @@ impl<'a> Struck<'a> {
             std::thread::sleep(Duration::from_millis(200));
         }
         for number in 0..self.slots.len() {
-            self.signal(number, "TERM", SlotState::Leaving);
+            self.signal(number, "TERM", SlotState::Running, SlotState::Leaving);
         }
         for number in 0..self.slots.len() {
             self.wait_end(number, STOP);
@@ -447,6 +472,8 @@ impl<'a> Struck<'a> {
 /// What a round tells of a pipeline.
 pub(crate) struct Outcome {
     pub(crate) figures: Figures,
+    /// How often each kind of fault struck.
+    pub(crate) faults: BTreeMap<&'static str, usize>,
     /// All that is wrong; nothing if nothing is.
     pub(crate) told: String,
 }
