@@ -28,7 +28,8 @@ pub use source::{BoxSource, Pulled, Source};
 pub use spanned::{Spanned, Text};
 pub use spec::{
     Acknowledges, Build, BuiltSource, CheckContext, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions,
-    SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec, SourceTraits, Touched, TransformConfig, TransformSpec,
+    Pattern, Place, SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec, SourceTraits, Touched, TransformConfig,
+    TransformSpec,
 };
 pub use transform::{BoxTransform, Transform};
 pub use units::{ByteSize, HumanDuration};

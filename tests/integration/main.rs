@@ -17,6 +17,7 @@ mod missing_topics;
 mod rebalances;
 mod rejected;
 mod stopping;
+mod topics;
 
 use std::time::Duration;
 
