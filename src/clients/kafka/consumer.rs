@@ -540,6 +540,6 @@ pub(crate) mod tests {
 
     /// Where a new run would go on.
     pub(crate) fn noted(group: &GroupConsumer, partition: &Partition) -> Option<i64> {
-        group.state().assignment.floor(partition)
+        group.state().assignment.get(partition).map(|held| held.resume())
     }
 }
