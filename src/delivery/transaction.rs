@@ -57,8 +57,8 @@ pub trait Transaction: Send + Sync + fmt::Debug {
     fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>>;
 
     /// How long it may stay open: half of the time after which the other side aborts it by itself, which would be fatal to
-    /// the client and would hold up readers of committed data until then.
-    fn longest_open(&self) -> Duration;
+    /// the client and would hold up readers of committed data until then. `None` if there is no other side.
+    fn longest_open(&self) -> Option<Duration>;
 
     /// Commits what was written since the last commit, together with the positions.
     fn commit(&self, epoch: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed>;

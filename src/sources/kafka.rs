@@ -17,8 +17,8 @@ use crate::clients::kafka::topics::Topics;
 use crate::clients::kafka::{PipelineClients, PipelineGroups};
 use crate::codecs::Codec;
 use crate::component::{
-    BuiltSource, CheckContext, CompiledSource, KeepsPositions, Problem, Pulled, Source, SourceConfig, SourceContext,
-    SourceError, SourceTraits, Spanned,
+    BuiltSource, CheckContext, CompiledSource, KAFKA_TRANSACTION, KeepsPositions, LOCAL_TRANSACTION, Problem, Pulled,
+    Source, SourceConfig, SourceContext, SourceError, SourceTraits, Spanned,
 };
 use crate::expr::Schema;
 
@@ -86,7 +86,11 @@ impl SourceConfig for KafkaConfig {
                 finite: false,
                 partitioned: true,
                 // The transactions of the embedded cluster hide nothing from a reader.
-                transactional_with: (!connection.is_embedded()).then_some(Self::NAME),
+                transactional_with: if connection.is_embedded() {
+                    &[]
+                } else {
+                    &[KAFKA_TRANSACTION, LOCAL_TRANSACTION]
+                },
             },
             codec: self.codec,
             schema: Schema { kind },

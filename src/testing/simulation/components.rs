@@ -83,7 +83,7 @@ fn source(world: &Arc<World>, scenario: &Scenario) -> CompiledSource {
     let (world, count, records) = (Arc::clone(world), scenario.partitions, scenario.records);
     let keeps_positions = if scenario.transactional { KeepsPositions::Source } else { KeepsPositions::Store };
     CompiledSource {
-        traits: SourceTraits { keeps_positions, finite: true, partitioned: true, transactional_with: Some(SIMULATED) },
+        traits: SourceTraits { keeps_positions, finite: true, partitioned: true, transactional_with: &[SIMULATED] },
         codec: Codec::Raw,
         schema: Schema::default(),
         build: Arc::new(move |cx| {
@@ -182,7 +182,7 @@ fn compiled_sink(world: &Arc<World>, name: &'static str, scenario: &Scenario, pe
     CompiledSink {
         traits: SinkTraits {
             acknowledges: Acknowledges::Durable,
-            transactional_with: Some(SIMULATED),
+            transactional_with: &[SIMULATED],
             transaction_timeout: None,
             idempotent_by_key: false,
             per_lane,
@@ -261,8 +261,8 @@ impl Transaction for SimulatedTransaction {
         .boxed()
     }
 
-    fn longest_open(&self) -> Duration {
-        Duration::from_secs(3)
+    fn longest_open(&self) -> Option<Duration> {
+        Some(Duration::from_secs(3))
     }
 
     fn commit(&self, epoch: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed> {
