@@ -141,7 +141,7 @@ impl Cursor {
                 block.truncate(cut.end);
                 let window = self.window.get_or_insert_default();
                 window.push(&block);
-                self.place = Place { offset: self.place.offset + cut.end as u64, proof: Some(window.proof()) };
+                self.place = Place::behind(self.place.offset + cut.end as u64, window);
                 let batch = BatchBuilder::over(Arc::clone(&reading.origin), block, 0).finish();
                 let batch = batch.with_records(cut.records);
                 pieces.push_back(Piece { batch, refused: Vec::new(), end: self.place });
@@ -160,10 +160,14 @@ impl Cursor {
 
     /// Sees to it that the file holds before the place what was read there: it may have been written anew.
     fn find_place(&mut self, reading: &Reading) -> io::Result<bool> {
-        let Place { offset, .. } = self.place;
+        let Place { offset, proof } = self.place;
         if !reading.format.is_compressed() {
             let Some(window) = Window::before(&reading.file, offset)? else { return Ok(false) };
-            let unchanged = self.place.is_behind(&window);
+            let unchanged = match proof {
+                None => true,
+                Some(proof) if proof.at == offset => window.is(proof),
+                Some(proof) => Window::before(&reading.file, proof.at)?.is_some_and(|window| window.is(proof)),
+            };
             self.window = Some(window);
             return Ok(unchanged);
         }
@@ -171,13 +175,17 @@ impl Cursor {
             return Ok(true);
         }
         let mut unpacker = Unpacker::start(&reading.file, reading.format)?;
-        let mut window = Window::default();
-        let mut at = 0;
+        let (mut at, mut window) = (0, Window::default());
+        if let Some(proof) = proof {
+            unpacker.skip(&mut at, proof.at, &mut window)?;
+            if at != proof.at || !window.is(proof) {
+                return Ok(false);
+            }
+        }
         unpacker.skip(&mut at, offset, &mut window)?;
-        let found = at == offset && self.place.is_behind(&window);
         self.window = Some(window);
         self.unpacker = Some(unpacker);
-        Ok(found)
+        Ok(at == offset)
     }
 
     /// Reads one more block behind what was read already, and says whether the file ended there.
@@ -227,7 +235,7 @@ impl Cursor {
         let ended = long.has_ended() || (at_end && reading.tail == Tail::Last);
         let (long, window) = self.long.take_if(|_| ended)?;
         self.more = !self.carry.is_empty();
-        self.place = Place { offset: long.end(), proof: Some(window.proof()) };
+        self.place = Place::behind(long.end(), &window);
         self.window = Some(window);
         let place = format!("`{}`", reading.path);
         let refused = long.refuse(&reading.origin, reading.timestamp, &place, self.cutter.max_line_bytes);

@@ -439,7 +439,7 @@ impl FileSource {
         let relatives: Vec<&Reader> = self
             .files
             .values()
-            .filter(|reader| reader.known.place.offset > 0 && reader.origin.topic != found.path)
+            .filter(|reader| reader.known.place.can_be_known() && reader.origin.topic != found.path)
             .filter(|reader| [&reader.origin.topic, &reader.path].iter().any(|path| goes_on_from(path, &found.path)))
             .collect();
         if relatives.is_empty() {
@@ -502,7 +502,7 @@ async fn end_of_lines(runtime: &Runtime, path: &Arc<str>) -> Result<Place, Sourc
                 window = Window::before(&file, offset)?.unwrap_or_default();
             }
         }
-        Ok(Place { offset, proof: Some(window.proof()) })
+        Ok(Place::behind(offset, &window))
     };
     runtime.blocking(find).await.map_err(|error| retry(path, "cannot read", &error))
 }

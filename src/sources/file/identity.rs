@@ -32,25 +32,35 @@ impl FileId {
 
 /// What stood before a place in a file: the last bytes there, as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Proof(pub(super) i64);
+pub(super) struct Proof {
+    /// The place.
+    pub(super) at: u64,
+    pub(super) sum: i64,
+}
 
 /// A place in a file, and what proves that a file is the one it was taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Place {
     /// Bytes from the beginning; of what a compressed file holds.
     pub(super) offset: u64,
-    /// What stood before it. Earlier versions noted none: any content is then taken for the right one.
+    /// What stood before it, or before an earlier place: a position may be committed that stands within a batch. Earlier
+    /// versions noted none: any content is then taken for the right one.
     pub(super) proof: Option<Proof>,
 }
 
 impl Place {
     pub(super) fn start() -> Self {
-        Self { offset: 0, proof: Some(Window::default().proof()) }
+        Self::behind(0, &Window::default())
     }
 
-    /// Whether these were the last bytes before it.
-    pub(super) fn is_behind(self, window: &Window) -> bool {
-        self.proof.is_none_or(|proof| proof == window.proof())
+    /// The place behind a window.
+    pub(super) fn behind(offset: u64, window: &Window) -> Self {
+        Self { offset, proof: Some(Proof { at: offset, sum: window.sum() }) }
+    }
+
+    /// Whether anything was read that the file can be known by.
+    pub(super) fn can_be_known(self) -> bool {
+        self.proof.is_some_and(|proof| proof.at > 0)
     }
 }
 
@@ -67,8 +77,13 @@ impl Window {
         self.0.extend_from_slice(bytes);
     }
 
-    pub(super) fn proof(&self) -> Proof {
-        Proof(hash(&[&self.0]))
+    fn sum(&self) -> i64 {
+        hash(&[&self.0])
+    }
+
+    /// Whether these were the last bytes before the place of a proof.
+    pub(super) fn is(&self, proof: Proof) -> bool {
+        proof.sum == self.sum()
     }
 
     /// Reads what stands before `offset`; `None` if the file is shorter.

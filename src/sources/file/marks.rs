@@ -12,6 +12,7 @@ use crate::record::{Partition, Position};
 
 const ID: &str = "id";
 const PROOF: &str = "proof";
+const PROVEN: &str = "proven";
 const WHOLE: &str = "whole";
 const GONE: &str = "gone";
 
@@ -36,6 +37,7 @@ pub(super) struct Known {
 pub(super) struct Marks {
     id: Arc<Partition>,
     proof: Arc<Partition>,
+    proven: Arc<Partition>,
     whole: Arc<Partition>,
     gone: Arc<Partition>,
 }
@@ -47,17 +49,16 @@ fn number(value: u64) -> i64 {
 impl Marks {
     pub(super) fn of(file: &Partition) -> Self {
         let mark = |word: &str| Arc::new(Partition { topic: format!("{word}:{}", file.topic).into(), ..file.clone() });
-        Self { id: mark(ID), proof: mark(PROOF), whole: mark(WHOLE), gone: mark(GONE) }
+        Self { id: mark(ID), proof: mark(PROOF), proven: mark(PROVEN), whole: mark(WHOLE), gone: mark(GONE) }
     }
 
     /// What is known of a file, as entries. A mark that does not hold any more is removed.
     pub(super) fn of_known(&self, known: &Known) -> Vec<(Arc<Partition>, Position)> {
-        let mut notes = Vec::with_capacity(4);
+        let mut notes = self.of_place(known.place);
         let mut note = |partition: &Arc<Partition>, value: Option<i64>| {
             notes.push((Arc::clone(partition), value.map_or(Position::FORGOTTEN, Position)));
         };
         note(&self.id, known.id.map(|id| id.0));
-        note(&self.proof, known.place.proof.map(|proof| proof.0));
         note(&self.whole, known.whole.map(number));
         note(&self.gone, known.gone);
         notes
@@ -65,12 +66,13 @@ impl Marks {
 
     /// What moves with each batch.
     pub(super) fn of_place(&self, place: Place) -> Vec<(Arc<Partition>, Position)> {
-        place.proof.map(|proof| (Arc::clone(&self.proof), Position(proof.0))).into_iter().collect()
+        let Some(proof) = place.proof else { return Vec::new() };
+        vec![(Arc::clone(&self.proof), Position(proof.sum)), (Arc::clone(&self.proven), Position(number(proof.at)))]
     }
 
     /// Removes all that is known of a file.
     pub(super) fn forget(&self, file: &Arc<Partition>) -> Vec<(Arc<Partition>, Position)> {
-        [file, &self.id, &self.proof, &self.whole, &self.gone]
+        [file, &self.id, &self.proof, &self.proven, &self.whole, &self.gone]
             .map(|partition| (Arc::clone(partition), Position::FORGOTTEN))
             .into()
     }
@@ -86,10 +88,12 @@ pub(super) fn known(committed: &Positions, file: &Partition) -> Option<Known> {
     if id.is_none() {
         offset &= (1 << OFFSET_BITS) - 1;
     }
+    let bytes = |partition: &Arc<Partition>| mark(partition).and_then(|bytes| u64::try_from(bytes).ok());
+    let proof = mark(&marks.proof).zip(bytes(&marks.proven)).map(|(sum, at)| Proof { at, sum });
     Some(Known {
-        place: Place { offset: u64::try_from(offset).unwrap_or(0), proof: mark(&marks.proof).map(Proof) },
+        place: Place { offset: u64::try_from(offset).unwrap_or(0), proof },
         id,
-        whole: mark(&marks.whole).and_then(|whole| u64::try_from(whole).ok()),
+        whole: bytes(&marks.whole),
         gone: mark(&marks.gone),
     })
 }
@@ -126,11 +130,11 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_known_of_a_file_comes_back_from_the_store(
-            offset in 0..i64::MAX, id in 0..i64::MAX, proof in 0..i64::MAX,
+            offset in 0..i64::MAX, id in 0..i64::MAX, sum in 0..i64::MAX, at in 0..i64::MAX,
             whole in proptest::option::of(0..i64::MAX), gone in proptest::option::of(0..i64::MAX),
         ) {
             let known = Known {
-                place: Place { offset: offset.unsigned_abs(), proof: Some(Proof(proof)) },
+                place: Place { offset: offset.unsigned_abs(), proof: Some(Proof { at: at.unsigned_abs(), sum }) },
                 id: Some(FileId(id)),
                 whole: whole.map(i64::unsigned_abs),
                 gone,
@@ -143,14 +147,14 @@ mod tests {
 
             let forgotten = Marks::of(&file(2)).forget(&Arc::new(file(2)));
             let forgotten: Positions = forgotten.into_iter().map(|(p, at)| (Partition::clone(&p), at)).collect();
-            prop_assert_eq!(forgotten.len(), 5);
+            prop_assert_eq!(forgotten.len(), 6);
             prop_assert!(checkpoint::encode(&forgotten).iter().all(|(_, value)| value.is_none()));
         }
 
         #[test]
-        fn whatever_is_stored_is_read_without_a_panic(values in proptest::collection::vec(any::<i64>(), 5)) {
+        fn whatever_is_stored_is_read_without_a_panic(values in proptest::collection::vec(any::<i64>(), 6)) {
             let marks = Marks::of(&file(0));
-            let partitions = [&Arc::new(file(0)), &marks.id, &marks.proof, &marks.whole, &marks.gone];
+            let partitions = [&Arc::new(file(0)), &marks.id, &marks.proof, &marks.proven, &marks.whole, &marks.gone];
             let positions = partitions.iter().zip(values).map(|(p, at)| (Partition::clone(p), Position(at))).collect();
             let _ = files(&positions, "in");
         }

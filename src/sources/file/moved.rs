@@ -61,10 +61,12 @@ pub(super) fn compare(candidate: &str, originals: &[Original]) -> io::Result<Vec
 }
 
 fn compare_plain(file: &File, original: &Original) -> io::Result<Likeness> {
-    if let Some(window) = Window::before(file, original.place.offset)? {
-        return Ok(likeness(original.place, &window));
-    }
     let len = file.metadata()?.len();
+    let place = original.place;
+    if let Some(proof) = place.proof.filter(|_| len >= place.offset) {
+        let is_same = Window::before(file, proof.at)?.is_some_and(|window| window.is(proof));
+        return Ok(if is_same { Likeness::Same } else { Likeness::Other });
+    }
     // None where it has become shorter just now.
     let window = Window::before(file, len)?;
     Ok(window.map_or(Likeness::Other, |window| copying(original, len, &window)))
@@ -73,31 +75,28 @@ fn compare_plain(file: &File, original: &Original) -> io::Result<Likeness> {
 /// One pass over a compressed file, however many originals there are.
 fn compare_packed(file: &Arc<File>, format: Format, originals: &[Original]) -> io::Result<Vec<Likeness>> {
     let mut order: Vec<usize> = (0..originals.len()).collect();
-    order.sort_by_key(|&index| originals[index].place.offset);
+    let proof = |index: usize| originals[index].place.proof;
+    order.sort_by_key(|&index| proof(index).map(|proof| proof.at));
     let mut found = vec![Likeness::Other; originals.len()];
     let mut unpacker = Unpacker::start(file, format)?;
     let (mut at, mut window) = (0, Window::default());
     let mut cut_off = false;
     for index in order {
-        let original = &originals[index];
+        let Some(proof) = proof(index) else { continue };
         if !cut_off {
-            match unpacker.skip(&mut at, original.place.offset, &mut window) {
+            match unpacker.skip(&mut at, proof.at, &mut window) {
                 Ok(()) => {}
                 Err(error) if is_damage(&error) => cut_off = true,
                 Err(error) => return Err(error),
             }
         }
-        found[index] = match at == original.place.offset {
-            true => likeness(original.place, &window),
-            false if cut_off => copying(original, at, &window),
-            false => Likeness::Other,
+        found[index] = match at == proof.at {
+            true if window.is(proof) => Likeness::Same,
+            false if cut_off => copying(&originals[index], at, &window),
+            _ => Likeness::Other,
         };
     }
     Ok(found)
-}
-
-fn likeness(place: Place, window: &Window) -> Likeness {
-    if place.proof.is_some() && place.is_behind(window) { Likeness::Same } else { Likeness::Other }
 }
 
 /// Whether what there is of a shorter file is what the original has there.
@@ -127,7 +126,7 @@ pub(super) fn locate(lost: &[Lost], listed: &[Found], known: &BTreeSet<FileId>) 
         let neighbours: &Vec<Found> = folders.entry(folder).or_insert_with(|| neighbours(folder));
         let by_id = |found: &&Found| Some(found.id) == one.id;
         let by_content = |found: &&Found| {
-            one.original.place.offset > 0
+            one.original.place.can_be_known()
                 && !known.contains(&found.id)
                 && !taken.contains(&found.id)
                 && goes_on_from(&one.original.path, &found.path)
@@ -191,7 +190,7 @@ mod tests {
         let file = Arc::new(File::open(&path).unwrap());
         let original = |offset, there: bool| {
             let window = Window::before(&file, offset).unwrap().unwrap();
-            let place = Place { offset, proof: Some(window.proof()) };
+            let place = Place::behind(offset, &window);
             Original { path: path.as_str().into(), place, file: there.then(|| Arc::clone(&file)), is_there: there }
         };
         let end = text.len() as u64;
