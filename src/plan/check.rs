@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::declared::Declared;
 use super::draft::{self, Chosen, Component, Draft, listed};
 use super::graph::order;
 use super::guarantee::{self, Parts, Places};
@@ -283,6 +284,10 @@ impl<'a> Compiler<'a> {
         Some(Plan {
             name: Arc::clone(&draft.name),
             file: self.document.file.path.clone(),
+            declared: Declared::of(
+                self.document,
+                draft.dead_letter.as_ref().and_then(|component| component.chosen).map(|chosen| chosen.config),
+            ),
             guarantee: paths.iter().map(|path| path.guarantee).min().unwrap_or(Guarantee::AtLeastOnce),
             paths,
             transactional,

@@ -82,7 +82,9 @@ impl Fabric<'_> {
         });
         let form = self.plan.dead_letter.as_ref().map(|sink| DeadLetterForm {
             pipeline: Arc::clone(&self.plan.name),
+            version: Arc::clone(&self.plan.declared.version),
             headers: sink.compiled.traits.carries_headers,
+            is_replay: self.plan.is_replay(),
         });
         Rejects {
             stage: Arc::clone(stage),
@@ -92,6 +94,7 @@ impl Fabric<'_> {
             dead_letter,
             metrics: metrics.clone(),
             budget: self.shared.budget.clone(),
+            clock: self.shared.runtime.clock(),
         }
     }
 
@@ -157,6 +160,7 @@ pub(super) fn wire(plan: &Plan, parts: &Parts, shared: &Shared) -> Wired {
             dead_letter: None,
             metrics: part.metrics.clone(),
             budget: shared.budget.clone(),
+            clock: shared.runtime.clock(),
         };
         sinks.push(sink_task(&fabric, stage, part, &part.instances[0], inputs, rejects, sinks.len()));
     }
