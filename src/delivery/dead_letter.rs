@@ -139,7 +139,7 @@ fn written_as_it_stands(format: BodyFormat) -> BodyFormat {
 
 /// A moment as people and programs read it.
 fn rfc_3339(at: Timestamp) -> String {
-    jiff::Timestamp::from_millisecond(at.0).map_or_else(|_| at.0.to_string(), |at| at.to_string())
+    jiff::Timestamp::from_millisecond(at.0).map_or_else(|_| at.0.to_string(), |at| format!("{at:.3}"))
 }
 
 /// A letter that is a line of JSON, with at most `most` bytes of the record's body; `None` if it is no such line.

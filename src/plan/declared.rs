@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::component::node::Node;
 use crate::config::Document;
+use crate::record::fingerprint;
 
 /// What a plan keeps of the text that it was made from.
 #[derive(Clone, Default)]
@@ -20,7 +21,7 @@ impl Declared {
     /// Of a document, and the config of its dead letter.
     pub(super) fn of(document: &Document, dead_letter: Option<&Node>) -> Self {
         let text = document.file.text.get(document.root.span.range()).unwrap_or_default();
-        Self { version: format!("{:016x}", fnv_1a(text.as_bytes())).into(), dead_letter: dead_letter.cloned() }
+        Self { version: format!("{:016x}", fingerprint(text.as_bytes())).into(), dead_letter: dead_letter.cloned() }
     }
 }
 
@@ -28,22 +29,5 @@ impl fmt::Debug for Declared {
     /// Without the config, which may hold secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Declared").field("version", &self.version).finish_non_exhaustive()
-    }
-}
-
-/// The 64-bit FNV-1a hash: the same in every build and on every machine.
-fn fnv_1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::fnv_1a;
-
-    #[test]
-    fn the_hash_is_the_published_one() {
-        assert_eq!(fnv_1a(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fnv_1a(b"a"), 0xaf63_dc4c_8601_ec8c);
-        assert_eq!(fnv_1a(b"foobar"), 0x8594_4171_f739_67e8);
     }
 }

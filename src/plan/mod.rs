@@ -11,6 +11,7 @@ mod explain;
 mod graph;
 mod guarantee;
 mod parallelism;
+mod replay;
 mod resolve;
 #[cfg(test)]
 mod testing;
@@ -29,6 +30,7 @@ pub use declared::Declared;
 pub use explain::explain;
 pub use guarantee::PathGuarantee;
 pub use parallelism::MOST_LANES;
+pub use replay::letters_of;
 
 /// What a path, or a whole pipeline, promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]

@@ -74,7 +74,7 @@ impl Fabric<'_> {
     }
 
     /// Where one lane of a stage sends what it refuses.
-    fn rejects(&mut self, stage: &Arc<str>, on_error: OnError, metrics: &StageMetrics) -> Rejects {
+    fn rejects(&mut self, stage: &str, on_error: OnError, metrics: &StageMetrics) -> Rejects {
         let dead_letter: Option<Writer> = self.dead_letter.map(|reader| {
             let (writing, reading) = channel(self.shared.run, reader);
             self.dead_letters.push(reading);
@@ -87,7 +87,7 @@ impl Fabric<'_> {
             is_replay: self.plan.is_replay(),
         });
         Rejects {
-            stage: Arc::clone(stage),
+            stage: stage.into(),
             on_error,
             is_dead_letter: false,
             form,
@@ -147,7 +147,7 @@ pub(super) fn wire(plan: &Plan, parts: &Parts, shared: &Shared) -> Wired {
 
     let mut source_rejects = Vec::new();
     for (stage, part) in plan.sources.iter().zip(&parts.sources) {
-        source_rejects.push(fabric.rejects(&stage.name, stage.on_error, &part.metrics));
+        source_rejects.push(fabric.rejects(stage.refuses_as(), stage.on_error, &part.metrics));
     }
     if let (Some(stage), Some(part)) = (&plan.dead_letter, &parts.dead_letter) {
         let inputs = Inputs::new(std::mem::take(&mut fabric.dead_letters));

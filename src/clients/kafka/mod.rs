@@ -9,6 +9,7 @@ pub(crate) mod consumer;
 pub(crate) mod embedded;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub(crate) mod letters;
 pub(crate) mod limits;
 mod log;
 pub(crate) mod producer;

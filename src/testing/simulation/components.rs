@@ -121,7 +121,7 @@ impl Source for SimulatedSource {
                     batch.push_copy(Draft { body: b"x", offset, ..Draft::default() });
                 }
                 at[chosen] = end;
-                yield Pulled { batch: batch.finish(), position: Position(end) };
+                yield Pulled { batch: batch.finish(), position: Position(end), read_from: None };
             }
         })
     }

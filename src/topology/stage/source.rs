@@ -95,11 +95,12 @@ impl SourceTask {
                 }
                 Wake::Pulled(Some(Err(SourceError::Retry(error)))) => return Err(Failure::Rewind(error)),
                 Wake::Pulled(Some(Err(SourceError::Fatal(error)))) => return Err(Failure::Fatal(error)),
-                Wake::Pulled(Some(Ok(Pulled { batch, position }))) => {
+                Wake::Pulled(Some(Ok(pulled))) => {
                     if open.positions.is_empty() {
                         cx.report(Report::Moved).await?;
                     }
-                    note(&mut open.positions, batch.origin(), position);
+                    note(&mut open.positions, pulled.partition(), pulled.position);
+                    let batch = pulled.batch;
                     if !batch.is_empty() {
                         open.arrivals.push((cx.runtime.clock().now(), batch.len()));
                         dealer.deal(batch, &owner, &mut watch).await?;

@@ -151,5 +151,5 @@ fn copy(
         });
         position = Some(Position(message.offset() + 1));
     }
-    (position.map(|position| Pulled { batch: batch.finish(), position }), stop)
+    (position.map(|position| Pulled { batch: batch.finish(), position, read_from: None }), stop)
 }
