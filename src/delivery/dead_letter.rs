@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::letter::{Past, fact, key_of, name_of, word_of};
+use super::letter::{Past, fact, key_of, name_of, split_facts, word_of};
 use crate::record::{Batch, BatchBuilder, BodyFormat, Draft, Header, HeadersBuilder, Record, Rejected, Timestamp};
 
 /// The prefix of the headers that Weir adds to a dead letter.
@@ -43,25 +43,32 @@ impl DeadLetterForm {
             .collect()
     }
 
-    /// Letters that their sink refuses, for their size most likely, with at most `most` bytes of each body. Each says how
-    /// long its body was; the place that the record came from is named already.
+    /// Letters that their sink refuses, for their size most likely, with at most `most` bytes of each part of the record: its
+    /// body, its key and all its own headers. Each says how long its body was; the place that the record came from is named
+    /// already.
     #[must_use]
     pub fn cut(letters: &Batch, records: &[Record], most: usize) -> Batch {
         let mut shorter = BatchBuilder::new(Arc::clone(letters.origin()), most.min(1 << 16), records.len());
         for record in records {
             let body = letters.body(record);
             let line = letters.headers(record).is_empty().then(|| cut_line(body, most)).flatten();
+            let all: Vec<_> = letters.headers(record).collect();
+            let (own, facts) = split_facts(&all).unwrap_or((&all, &[]));
+            let own_bytes: usize = own.iter().map(|one| one.name.len() + one.value.map_or(0, <[u8]>::len)).sum();
+            let own = if own_bytes > most { &[] } else { own };
+            let key = letters.key(record);
             let mut headers = HeadersBuilder::default();
-            for Header { name, value } in letters.headers(record) {
-                headers.push(name, value);
+            for Header { name, value } in own.iter().chain(facts) {
+                headers.push(name, *value);
             }
-            if line.is_none() && body.len() > most {
+            let key_bytes = key.map_or(0, <[u8]>::len);
+            if line.is_none() && body.len().max(own_bytes).max(key_bytes) > most {
                 headers.push(name_of(fact::CUT).as_bytes(), Some(body.len().to_string().as_bytes()));
             }
             shorter.push_copy(Draft {
                 body: line.as_deref().unwrap_or(&body[..body.len().min(most)]),
                 format: record.format,
-                key: letters.key(record),
+                key: key.map(|key| &key[..key.len().min(most)]),
                 headers: headers.encoded(),
                 timestamp: record.timestamp,
                 offset: record.offset,
@@ -81,7 +88,7 @@ impl DeadLetterForm {
     ) -> Vec<(&'static str, Value)> {
         let origin = one.batch.origin();
         let mut facts: Vec<(&'static str, Value)> = vec![
-            (fact::ERROR, one.error.as_str().into()),
+            (fact::ERROR, shortened(&one.error).into()),
             (fact::STAGE, stage.into()),
             (fact::PIPELINE, (&*self.pipeline).into()),
             (fact::VERSION, (&*self.version).into()),
@@ -135,6 +142,16 @@ impl DeadLetterForm {
 /// A record without a body is a letter without one, where the letter is the record itself.
 fn written_as_it_stands(format: BodyFormat) -> BodyFormat {
     if format == BodyFormat::Absent { format } else { BodyFormat::Verbatim }
+}
+
+/// An error as a letter tells it. Some quote the value that they could not take, which may be nearly the whole record.
+fn shortened(error: &str) -> String {
+    const LONGEST: usize = 4096;
+    if error.len() <= LONGEST {
+        return error.to_owned();
+    }
+    let end = (0..=LONGEST).rev().find(|at| error.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}…", &error[..end])
 }
 
 /// A moment as people and programs read it.
@@ -250,6 +267,24 @@ mod tests {
         assert_eq!(lines[0]["error"], "no price");
         assert_eq!(lines[1]["body_bytes"], serde_json::json!([255]));
     }
+    #[test]
+    fn rule_29_whatever_makes_a_letter_too_large_is_cut() {
+        let origin = Partition { source: "in".into(), topic: "orders".into(), number: 3 };
+        let mut batch = BatchBuilder::new(Arc::new(origin), 0, 1);
+        let mut headers = HeadersBuilder::default();
+        headers.push(b"trace", Some(&[b'h'; 100_000]));
+        let (key, body) = ([b'k'; 100_000], &b"{}"[..]);
+        batch.push_copy(Draft { body, key: Some(&key), headers: headers.encoded(), ..Draft::default() });
+        let refused = Rejected { batch: batch.finish(), error: "ü".repeat(100_000) };
+        let letters = letters(true, &[refused]);
+        let cut = DeadLetterForm::cut(&letters[0], letters[0].records(), 10);
+        assert!(cut.memory_bytes() < 6_000, "{cut:?}");
+        let record = cut.records()[0];
+        let letter = Letter::from_headers(Some(body), cut.key(&record), cut.headers(&record), Timestamp(0)).unwrap();
+        assert_eq!((letter.key.as_deref(), letter.headers.len(), letter.cut_from), (Some(&key[..10]), 0, Some(2)));
+        assert!(letter.error.ends_with("ü…"));
+    }
+
     #[test]
     fn rule_29_a_line_that_is_cut_is_a_letter_still() {
         let letters = letters(false, &[refused("äöü".repeat(50).as_bytes()), refused(&[b'\xff'; 100]), refused(b"{}")]);

@@ -89,13 +89,8 @@ impl Letter {
         timestamp: Timestamp,
     ) -> Result<Self, NotALetter> {
         let all: Vec<Header<'_>> = headers.collect();
-        let error = name_of(fact::ERROR);
-        // The record may have headers of this name itself. Its own stand before those that Weir added.
-        let added = all
-            .iter()
-            .rposition(|header| header.name == error.as_bytes())
-            .ok_or_else(|| NotALetter(format!("it has no header `{error}`")))?;
-        let (own, facts) = all.split_at(added);
+        let (own, facts) =
+            split_facts(&all).ok_or_else(|| NotALetter(format!("it has no header `{}`", name_of(fact::ERROR))))?;
         let mut encoded = HeadersBuilder::default();
         for header in own {
             encoded.push(header.name, header.value);
@@ -202,6 +197,14 @@ impl Past {
         headers.truncate(headers.len() - 2);
         (headers, past)
     }
+}
+
+/// A letter's headers: those of the record, and those that Weir added. The record may have some of the same names; its own
+/// stand before the others.
+pub(super) fn split_facts<'a, 'h>(headers: &'a [Header<'h>]) -> Option<(&'a [Header<'h>], &'a [Header<'h>])> {
+    let error = name_of(fact::ERROR);
+    let first = headers.iter().rposition(|header| header.name == error.as_bytes())?;
+    Some(headers.split_at(first))
 }
 
 /// The name of a fact's header.
