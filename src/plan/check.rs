@@ -120,6 +120,14 @@ impl<'a> Compiler<'a> {
         }
         self.dead_letter =
             draft.dead_letter.as_ref().and_then(|component| sink(self, component, Schema::default(), problems));
+        let reads = self.dead_letter.as_ref().is_some_and(|compiled| !compiled.touched.reads.is_empty());
+        if let Some(chosen) = draft.dead_letter.as_ref().and_then(|component| component.chosen).filter(|_| reads) {
+            let span = chosen.config.get("key").map_or(chosen.span, |key| key.span);
+            problems.push(
+                Problem::error(span, "a dead letter is written as it is, and keeps the key of its record")
+                    .help("remove `key`: a record that was refused may not have the field"),
+            );
+        }
     }
 
     /// What is known of the bodies that enter a stage.
