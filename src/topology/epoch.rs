@@ -88,7 +88,7 @@ impl Coordinator<'_> {
             last_barrier_sent: false,
             open_since: None,
         };
-        let longest_open = self.ledger.transaction.as_ref().map(|transaction| transaction.longest_open());
+        let longest_open = self.ledger.transaction.as_ref().and_then(|transaction| transaction.longest_open());
         loop {
             self.open_if_due(&mut state).await?;
             if let Some(end) = state.ending

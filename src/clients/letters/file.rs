@@ -16,7 +16,8 @@ use super::{Keeper, Place, Visit, only};
 use crate::codecs::Codec;
 use crate::component::node::{Node, read};
 use crate::component::{
-    BuiltSource, CompiledSource, KeepsPositions, Pulled, Source, SourceContext, SourceError, SourceTraits,
+    BuiltSource, CompiledSource, KeepsPositions, LOCAL_TRANSACTION, Pulled, Source, SourceContext, SourceError,
+    SourceTraits,
 };
 use crate::delivery::Letter;
 use crate::expr::Schema;
@@ -109,7 +110,7 @@ impl LetterFile {
                 keeps_positions: KeepsPositions::Store,
                 finite: true,
                 partitioned: false,
-                transactional_with: None,
+                transactional_with: &[LOCAL_TRANSACTION],
             },
             codec: Codec::Raw,
             schema: Schema::default(),
