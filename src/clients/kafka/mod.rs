@@ -10,6 +10,7 @@ pub(crate) mod embedded;
 mod errors;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub(crate) mod letters;
 pub(crate) mod limits;
 mod log;
 pub(crate) mod producer;
