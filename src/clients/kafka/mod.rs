@@ -10,6 +10,7 @@ pub(crate) mod embedded;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub(crate) mod limits;
+pub(crate) mod lineage;
 mod log;
 pub(crate) mod producer;
 pub(crate) mod raw;
