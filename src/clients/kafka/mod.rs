@@ -12,6 +12,7 @@ mod errors;
 pub(crate) mod fixture;
 pub(crate) mod letters;
 pub(crate) mod limits;
+pub(crate) mod lineage;
 mod log;
 pub(crate) mod producer;
 pub(crate) mod raw;
