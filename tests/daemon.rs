@@ -193,7 +193,7 @@ sinks:
     let letters: Vec<&str> = dead.lines().collect();
     assert_eq!(letters.len(), 2);
     assert!(letters[0].contains("100000000 bytes") && letters[0].len() < 100_000, "{}", letters[0].len());
-    assert!(letters[0].contains("weir-cut-from-bytes") && letters[1].contains("not JSON"), "{}", letters[1]);
+    assert!(letters[0].contains("\"cut_from_bytes\":100000000") && letters[1].contains("not JSON"), "{}", letters[1]);
 }
 
 #[test]

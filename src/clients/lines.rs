@@ -9,6 +9,7 @@ use memchr::{memchr, memchr_iter, memrchr};
 
 use crate::codecs::Codec;
 use crate::component::{Refusal, Rejected, Settled};
+use crate::delivery::CUT_FROM_BYTES;
 use crate::record::{Batch, BatchBuilder, ByteRange, Draft, HeadersBuilder, Partition, Record, Timestamp};
 
 /// How much is read at once. Large enough that costs per batch vanish, small enough to stay in the cache.
@@ -83,9 +84,6 @@ impl Cutter {
         cut
     }
 }
-
-/// The header by which a dead letter says how long a body was before it was cut.
-const CUT_FROM_BYTES: &str = "weir-cut-from-bytes";
 
 /// A line that is longer than allowed. It is read to its end and refused; only its beginning is kept.
 #[derive(Debug)]
@@ -176,17 +174,25 @@ pub(crate) fn encode(codec: Codec, batch: &Batch, lines: &mut Vec<u8>) -> Settle
     let mut settled = Settled::all();
     lines.reserve(batch.bytes().len() + batch.len());
     for (index, record) in batch.records().iter().enumerate() {
-        let start = lines.len();
-        let encoded = codec.encode(batch, record, lines).and_then(|()| in_one_line(codec, &mut lines[start..]));
-        match encoded {
-            Ok(()) => lines.push(b'\n'),
-            Err(error) => {
-                lines.truncate(start);
-                settled.refused.push(Refusal { record: index, error });
-            }
+        if let Err(error) = encode_one(codec, batch, record, lines) {
+            settled.refused.push(Refusal { record: index, error });
         }
     }
     settled
+}
+
+/// Appends a line for one record.
+///
+/// # Errors
+/// Why the record has no form as a line; nothing is appended then.
+pub(crate) fn encode_one(codec: Codec, batch: &Batch, record: &Record, lines: &mut Vec<u8>) -> Result<(), String> {
+    let start = lines.len();
+    let encoded = codec.encode(batch, record, lines).and_then(|()| in_one_line(codec, &mut lines[start..]));
+    match encoded {
+        Ok(()) => lines.push(b'\n'),
+        Err(_) => lines.truncate(start),
+    }
+    encoded
 }
 
 /// Sees to it that a text is one line.

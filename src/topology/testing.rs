@@ -226,6 +226,7 @@ impl Kit {
         Plan {
             name: "p".into(),
             file: PathBuf::new(),
+            declared: crate::plan::Declared::default(),
             guarantee: if self.transactional { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
             paths: Vec::new(),
             transactional: self.transactional,

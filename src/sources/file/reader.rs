@@ -326,7 +326,7 @@ impl Reader {
         } else {
             self.marks.of_known(&self.known)
         };
-        Ok(Read::Pulled(Pulled { batch, position: self.position(), refused, notes }))
+        Ok(Read::Pulled(Pulled { refused, notes, ..Pulled::new(batch, self.position()) }))
     }
 
     /// Fills `pieces`, or says why nothing is in them.

@@ -130,14 +130,14 @@ impl Feed<'_> {
     /// Deals out so many records of what is held. Their position is that of the record that follows them.
     async fn pass(&mut self, records: usize) -> Result<(), Failure> {
         let Some(pulled) = take_front(&mut self.held, records) else { return Ok(()) };
-        let Pulled { batch, position, refused, notes } = pulled;
         if self.open.positions.is_empty() {
             self.cx.report(Report::Moved).await?;
         }
-        note(&mut self.open.positions, batch.origin(), position);
-        for (partition, position) in &notes {
+        note(&mut self.open.positions, pulled.partition(), pulled.position);
+        for (partition, position) in &pulled.notes {
             note(&mut self.open.positions, partition, *position);
         }
+        let Pulled { batch, refused, .. } = pulled;
         if !batch.is_empty() {
             self.open.arrivals.push((self.cx.runtime.clock().now(), batch.len()));
         }
@@ -160,7 +160,7 @@ impl Feed<'_> {
         for partition in partitions {
             self.open.positions.remove(partition);
         }
-        if self.held.as_ref().is_some_and(|held| partitions.contains(held.batch.origin())) {
+        if self.held.as_ref().is_some_and(|held| partitions.contains(held.partition())) {
             self.let_go();
         }
     }
