@@ -500,10 +500,10 @@ impl Reader<'_> {
                 Section::Source => "a source cannot try again: the same bytes are refused each time",
                 _ => "a transform cannot try again: the same record gives the same each time",
             };
-            self.problems.push(
-                Problem::error(node.span, words)
-                    .help("use `dead_letter`, `drop` or `stop`; `retry` is for a sink, whose other side can be mended"),
-            );
+            self.problems
+                .push(Problem::error(node.span, words).help(
+                    "use `dead_letter`, `drop` or `stop`; `retry` is for a sink, whose other side can be mended",
+                ));
             return None;
         }
         self.value(node)

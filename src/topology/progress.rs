@@ -123,6 +123,15 @@ impl Progress {
         self.name_the_stage();
     }
 
+    /// The pipeline starts after a failure, whose stage and reason stand until it runs.
+    pub(super) fn start_again(&self) {
+        let (stage, reason) = {
+            let inner = self.inner();
+            (inner.status.stage.clone(), inner.status.reason.clone())
+        };
+        self.enter(PipelineState::Starting, stage, reason);
+    }
+
     /// The pipeline went back to the last commit.
     pub(super) fn restarted(&self, reason: &str) {
         self.metrics.restart(reason);
@@ -202,11 +211,11 @@ impl Progress {
             match inner.phase {
                 PipelineState::Running if waits => {
                     let (stage, reason) = trouble.unwrap_or_else(|| self.last_to_settle(inner));
-                    inner.halt(stage, reason);
+                    inner.halt(&stage, reason);
                 }
                 PipelineState::Starting if is_long(inner.in_phase_since) && trouble.is_some() => {
                     let (stage, reason) = trouble.expect("guarded");
-                    inner.halt(stage, reason);
+                    inner.halt(&stage, reason);
                 }
                 // It runs, and nothing waits that a commit could show: what it failed of is over.
                 PipelineState::Running if inner.waiting_since.is_none() && is_long(inner.in_phase_since) => {
@@ -220,11 +229,17 @@ impl Progress {
         self.name_the_stage();
     }
 
+    /// The stage that holds the open epoch up.
+    pub(super) fn held_up_by(&self) -> Arc<str> {
+        let inner = self.inner();
+        self.troubles.first().unwrap_or_else(|| self.last_to_settle(&inner)).0
+    }
+
     /// The sink that is furthest behind.
     fn last_to_settle(&self, inner: &Inner) -> (Arc<str>, String) {
-        let behind = inner.settled.iter().min_by_key(|(_, epoch)| **epoch).map(|(&sink, _)| sink);
-        let stage = behind.and_then(|sink| self.sink_names.get(sink)).or(self.sink_names.first());
-        let name = stage.map_or_else(|| Arc::from(""), Arc::clone);
+        let settled = |(sink, _): &(usize, &Arc<str>)| inner.settled.get(sink).copied().unwrap_or_default();
+        let behind = self.sink_names.iter().enumerate().min_by_key(settled);
+        let name = behind.map_or_else(|| Arc::from(""), |(_, name)| Arc::clone(name));
         (name, "records wait and the stage has not settled them".to_owned())
     }
 
@@ -257,11 +272,11 @@ impl Progress {
 
 impl Inner {
     /// No progress, for this reason.
-    fn halt(&mut self, stage: Arc<str>, reason: String) {
+    fn halt(&mut self, stage: &str, reason: String) {
         if !self.failing {
             self.status.state = PipelineState::Stuck;
         }
-        self.status.stage = Some(stage.to_string());
+        self.status.stage = Some(stage.to_owned());
         self.status.reason = Some(reason);
     }
 
@@ -278,6 +293,10 @@ impl Inner {
 
     /// What a stage tries again, while there is no reason to worry yet.
     fn mention(&mut self, trouble: Option<(Arc<str>, String)>) {
+        if trouble.is_none() && self.phase == PipelineState::Starting {
+            // Whether the last failure is over is not known yet.
+            return;
+        }
         let (stage, reason) = trouble.unzip();
         self.status.stage = stage.map(|stage| stage.to_string());
         self.status.reason = reason;

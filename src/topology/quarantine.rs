@@ -197,12 +197,11 @@ impl State {
         let Some(first) = batch.records().first().filter(|_| records > 0) else { return };
         self.records += records as u64;
         let behind = position_behind(pulled, records);
-        match self.ranges.get_mut(&**batch.origin()) {
-            Some(range) => range.end = range.end.max(behind),
-            None => {
-                let front = pulled.position.in_front_of(first.offset);
-                self.ranges.insert((**batch.origin()).clone(), front..behind);
-            }
+        if let Some(range) = self.ranges.get_mut(&**batch.origin()) {
+            range.end = range.end.max(behind);
+        } else {
+            let front = pulled.position.in_front_of(first.offset);
+            self.ranges.insert((**batch.origin()).clone(), front..behind);
         }
     }
 }
@@ -246,7 +245,11 @@ mod tests {
     use crate::plan::OnError;
 
     /// Records that a stage cannot stand.
-    fn cannot_stand(stage: &'static str, records: &'static [Id], deed: Deed) -> impl Fn(&str, Id) -> Deed + Send + Sync {
+    fn cannot_stand(
+        stage: &'static str,
+        records: &'static [Id],
+        deed: Deed,
+    ) -> impl Fn(&str, Id) -> Deed + Send + Sync {
         move |at, id| if at == stage && records.contains(&id) { deed } else { Deed::Pass }
     }
 
@@ -358,7 +361,8 @@ mod tests {
         // The other side of the sink fails thirty times, whatever is written.
         let left = Arc::new(AtomicUsize::new(30));
         let deeds = move |stage: &str, _: Id| {
-            let fails = stage == "out" && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
+            let fails =
+                stage == "out" && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
             if fails { Deed::Outage } else { Deed::Pass }
         };
         let kit = Kit { transactional: true, ..Kit::new(deeds) };

@@ -144,7 +144,8 @@ async fn supervise_to_its_end(plan: Plan, host: Host, stop: CancellationToken) -
         stop,
     };
     let bottleneck = Bottleneck::of(&pipeline.plan, &pipeline.parts);
-    let look = look_every_second(pipeline.host.clone(), Arc::clone(&pipeline.progress), pipeline.budget.clone(), bottleneck);
+    let look =
+        look_every_second(pipeline.host.clone(), Arc::clone(&pipeline.progress), pipeline.budget.clone(), bottleneck);
     let end = tokio::select! {
         biased;
         end = pipeline.run_for_ever() => end,
@@ -185,6 +186,7 @@ impl Supervised {
     async fn run_for_ever(&mut self) -> PipelineEnd {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut failures = 0;
+        self.progress.enter(PipelineState::Starting, None, None);
         loop {
             self.run += 1;
             let epoch_before = self.progress.epoch();
@@ -192,6 +194,10 @@ impl Supervised {
                 Ok(RunEnd::Finished) => return PipelineEnd::Finished,
                 Ok(RunEnd::Stopped) => return PipelineEnd::Stopped,
                 Err(failed) => failed,
+            };
+            let stage = match failure {
+                Failure::Stalled(_) => Some(self.progress.held_up_by()),
+                _ => stage,
             };
             let place = stage.as_ref().map_or_else(String::new, |stage| format!("`{stage}`: "));
             let reason = format!("{place}{}", failure.text());
@@ -232,6 +238,7 @@ impl Supervised {
                 () = self.stop.cancelled() => return PipelineEnd::Stopped,
                 () = runtime.sleep(wait) => {}
             }
+            self.progress.start_again();
         }
     }
 
@@ -272,8 +279,7 @@ impl Supervised {
 
     async fn abort_transaction(&self) {
         if let Some(transaction) = &self.parts.ledger.transaction
-            && let Err(error) =
-                caught(async { transaction.abort().await }).await.unwrap_or_else(Err)
+            && let Err(error) = caught(async { transaction.abort().await }).await.unwrap_or_else(Err)
         {
             tracing::warn!(pipeline = %self.plan.name, "cannot abort the open transaction: {error}");
         }
@@ -281,7 +287,6 @@ impl Supervised {
 
     /// One run, from the last commit to its end.
     async fn run_once(&mut self) -> Result<RunEnd, (Option<Arc<str>>, Failure)> {
-        self.progress.enter(PipelineState::Starting, None, None);
         self.troubles.clear_all();
         self.quarantine.begin_run();
         let shared = Shared {

@@ -61,6 +61,7 @@ pub(super) struct Came {
 pub(super) type Deeds = Arc<dyn Fn(&str, Id) -> Deed + Send + Sync>;
 
 /// A pipeline of a source `in`, a transform `work`, sinks and a dead letter, and what is outside of it.
+#[expect(clippy::struct_excessive_bools, reason = "each is one thing that a test decides")]
 pub(super) struct Kit {
     pub(super) transactional: bool,
     pub(super) lanes: usize,

@@ -13,6 +13,7 @@ mod command_line;
 mod kafka_to_kafka;
 mod membership;
 mod missing_topics;
+mod parked;
 mod rejected;
 mod stopping;
 

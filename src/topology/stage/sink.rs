@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use super::super::backoff::Backoff;
 use super::super::channel::Item;
-use super::super::failure::{AtWork, Failure, caught};
+use super::super::failure::{AtWork, Failure, caught, waits_at_work};
 use super::super::inputs::Inputs;
 use super::super::outputs::Rejects;
 use super::super::report::Report;
@@ -160,7 +160,7 @@ impl SinkTask {
         let mut retry = Retry::new(&self.cx);
         loop {
             let writing = async { sink.write(Arc::clone(batch)).await };
-            match self.cx.waits_at_work(self.alone.as_ref(), writing).await? {
+            match waits_at_work(self.alone.as_ref(), writing).await? {
                 Ok(answer) => return Ok(answer),
                 Err(SinkError::Retry(error)) => retry.wait(&error).await,
                 Err(SinkError::Reject(error)) => {
@@ -174,9 +174,7 @@ impl SinkTask {
     /// Why the run ends.
     fn failure(&self, error: SinkError) -> Failure {
         match error {
-            SinkError::Rewind(text) => {
-                Failure::AtWork(AtWork { text, panicked: false, alone: self.alone.clone() })
-            }
+            SinkError::Rewind(text) => Failure::AtWork(AtWork { text, panicked: false, alone: self.alone.clone() }),
             SinkError::Fatal(error) => Failure::Fatal(error),
             SinkError::Outage(error) | SinkError::Retry(error) | SinkError::Reject(error) => Failure::Rewind(error),
         }
@@ -246,7 +244,8 @@ impl SinkTask {
             let records: Vec<_> = refused.iter().map(|refusal| batch.records()[refusal.record]).collect();
             let cut = Arc::new(DeadLetterForm::cut(batch, &records, most));
             tracing::warn!(component = %self.cx.name, records = records.len(), "{}; cut to {most} bytes", refused[0].error);
-            let outcome = caught(self.write(sink, &cut).await?).await.map_err(|text| self.failure(SinkError::Rewind(text)))?;
+            let outcome =
+                caught(self.write(sink, &cut).await?).await.map_err(|text| self.failure(SinkError::Rewind(text)))?;
             match outcome {
                 Ok(settled) if settled.refused.is_empty() => return Ok(Vec::new()),
                 Ok(settled) => {
@@ -266,7 +265,7 @@ impl SinkTask {
         let mut retry = Retry::new(&self.cx);
         loop {
             let flushing = async { sink.flush().await };
-            match self.cx.waits_at_work(self.alone.as_ref(), flushing).await? {
+            match waits_at_work(self.alone.as_ref(), flushing).await? {
                 Ok(()) => return Ok(()),
                 Err(SinkError::Retry(error)) => retry.wait(&error).await,
                 Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
