@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -13,6 +14,7 @@ use super::node::Node;
 use super::problem::{Problem, Span};
 use super::sink::BoxSink;
 use super::source::BoxSource;
+use super::spanned::Spanned;
 use super::transform::BoxTransform;
 use crate::codecs::Codec;
 use crate::delivery::CommitPositions;
@@ -29,6 +31,11 @@ pub enum KeepsPositions {
     Nowhere,
 }
 
+/// The transactions of a Kafka cluster: outputs in its topics, and offsets of its groups.
+pub const KAFKA_TRANSACTION: &str = "kafka";
+/// The transactions of this process: what it writes to the disk, and positions.
+pub const LOCAL_TRANSACTION: &str = "local";
+
 /// What a configured source can do. The plan derives guarantees from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceTraits {
@@ -38,8 +45,8 @@ pub struct SourceTraits {
     pub finite: bool,
     /// Whether it has several partitions that can be worked on in parallel.
     pub partitioned: bool,
-    /// Whether its positions can be committed in a transaction of a sink of the same kind (Kafka).
-    pub transactional_with: Option<&'static str>,
+    /// The kinds of transactions in which its positions can be committed; where several would do, the first is taken.
+    pub transactional_with: &'static [&'static str],
 }
 
 /// What a sink's answer means.
@@ -58,8 +65,10 @@ pub enum Acknowledges {
 pub struct SinkTraits {
     /// What its answer means.
     pub acknowledges: Acknowledges,
-    /// Whether its writes can be part of a transaction, and of which kind.
-    pub transactional_with: Option<&'static str>,
+    /// The kinds of transactions that its writes can be part of.
+    pub transactional_with: &'static [&'static str],
+    /// After how long the other side aborts such a transaction by itself, if it does.
+    pub transaction_timeout: Option<Duration>,
     /// Whether writing a record twice leaves one, by its key.
     pub idempotent_by_key: bool,
     /// Whether each lane may have its own instance. Otherwise the lanes merge before it.
@@ -136,7 +145,7 @@ macro_rules! opaque_debug {
         }
     )*};
 }
-opaque_debug!(CompiledSource, BuiltSource, CompiledTransform, CompiledSink);
+opaque_debug!(CompiledSource, BuiltSource, CompiledTransform, CompiledSink, Pattern);
 
 /// What a config is checked with, and where it reports its mistakes.
 #[derive(Debug)]
@@ -149,13 +158,37 @@ pub struct CheckContext {
     pub schema: BodySchema,
     /// All mistakes so far.
     pub problems: Vec<Problem>,
+    /// What the component writes outside, as far as it is known.
+    pub writes: Vec<Place>,
+    /// What it reads outside, where it says so by a pattern.
+    pub reads: Vec<Pattern>,
+}
+
+/// Something outside that a component writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Where: for Kafka, the brokers.
+    pub system: String,
+    /// Its name there.
+    pub name: String,
+}
+
+/// All that a component reads whose name matches, also what comes into being while it runs.
+#[derive(Clone)]
+pub struct Pattern {
+    /// Where: for Kafka, the brokers.
+    pub system: String,
+    /// As the file says it.
+    pub text: Spanned<String>,
+    /// Whether a name matches.
+    pub matches: Arc<dyn Fn(&str) -> bool + Send + Sync>,
 }
 
 impl CheckContext {
     /// For a component at a place, whose records have bodies of known types.
     #[must_use]
     pub fn new(component: impl Into<Arc<str>>, span: Span, schema: BodySchema) -> Self {
-        Self { span, component: component.into(), schema, problems: Vec::new() }
+        Self { span, component: component.into(), schema, problems: Vec::new(), writes: Vec::new(), reads: Vec::new() }
     }
 
     /// Reports a mistake.

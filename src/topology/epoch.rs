@@ -94,7 +94,7 @@ impl Coordinator<'_> {
             open_since: None,
             hurry: false,
         };
-        let longest_open = self.ledger.transaction.as_ref().map(|transaction| transaction.longest_open());
+        let longest_open = self.ledger.transaction.as_ref().and_then(|transaction| transaction.longest_open());
         loop {
             self.open_if_due(&mut state).await?;
             if let Some(end) = state.ending
@@ -338,7 +338,13 @@ mod tests {
                 committed: Mutex::default(),
             };
             let store = Arc::new(MemoryStore::new());
-            let ledger = Ledger { scope: "p".into(), accounts: vec![account], store, transaction: None };
+            let ledger = Ledger {
+                scope: "p".into(),
+                accounts: vec![account],
+                store,
+                transaction: None,
+                participants: Arc::default(),
+            };
             let metrics = Metrics::new().pipeline("p");
             let board = StatusBoard::default();
             let interval = Duration::from_secs(1);

@@ -26,6 +26,7 @@ use super::suspicion::Finding;
 use super::trouble::Troubles;
 use super::wiring::{Shared, Wired, wire};
 use crate::component::{BuildError, EpochRequest, EpochRequests};
+use crate::delivery::FenceError;
 use crate::observe::{PipelineState, PipelineStatus};
 use crate::plan::{OnError, Plan, SinkStage};
 use crate::record::budget::Budget;
@@ -191,7 +192,7 @@ impl Supervised {
             self.run += 1;
             let epoch_before = self.progress.epoch();
             let (stage, failure) = match self.run_once().await {
-                Ok(RunEnd::Finished) => return PipelineEnd::Finished,
+                Ok(RunEnd::Finished) => return self.finish().await,
                 Ok(RunEnd::Stopped) => return PipelineEnd::Stopped,
                 Err(failed) => failed,
             };
@@ -239,6 +240,14 @@ impl Supervised {
                 () = runtime.sleep(wait) => {}
             }
             self.progress.start_again();
+        }
+    }
+
+    /// All is committed. What waited for the end, as a growing file does for its final name, is done now.
+    async fn finish(&self) -> PipelineEnd {
+        match self.parts.ledger.participants.finish().await {
+            Ok(()) => PipelineEnd::Finished,
+            Err(error) => PipelineEnd::Failed(error),
         }
     }
 
@@ -351,12 +360,13 @@ impl Supervised {
 async fn prepare(plan: &Plan, parts: &Parts, shared: &Shared) -> Result<(), (Option<Arc<str>>, Failure)> {
     let contexts = parts.all_sinks(plan).map(|(stage, part)| (sink_context(stage, part, shared), part));
     let contexts: Vec<_> = contexts.collect();
-    if let Some(transaction) = &parts.ledger.transaction
-        && let Some((cx, _)) = contexts.first()
-    {
+    if let Some((cx, _)) = contexts.first() {
         let mut retry = stage::Retry::new(cx);
-        while let Err(error) = transaction.fence().await {
-            retry.wait(&error).await;
+        while let Err(error) = parts.ledger.fence().await {
+            match error {
+                FenceError::Retry(why) => retry.wait(&why).await,
+                FenceError::Fatal(why) => return Err((None, Failure::Fatal(why))),
+            }
         }
     }
     for (cx, part) in contexts {

@@ -18,7 +18,7 @@ use crate::component::{
     Pulled, Refusal, Settled, Sink, SinkError, SinkTraits, Source, SourceContext, SourceError, SourceTraits, Touched,
     Transform,
 };
-use crate::delivery::{Committed, Positions, SourceOffsets, Transaction};
+use crate::delivery::{Committed, FenceError, Positions, SourceOffsets, Transaction};
 use crate::expr::Schema;
 use crate::observe::{Metrics, PipelineStatus, StatusBoard};
 use crate::plan::{Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
@@ -253,7 +253,7 @@ impl Kit {
         let (finite, pause, panics_when_built) = (self.finite, self.pause, self.panics_when_built);
         let keeps_positions = if self.transactional { KeepsPositions::Source } else { KeepsPositions::Store };
         CompiledSource {
-            traits: SourceTraits { keeps_positions, finite, partitioned: true, transactional_with: Some(KIND) },
+            traits: SourceTraits { keeps_positions, finite, partitioned: true, transactional_with: &[KIND] },
             codec: Codec::Raw,
             schema: Schema::default(),
             build: Arc::new(move |_| {
@@ -284,7 +284,8 @@ impl Kit {
         CompiledSink {
             traits: SinkTraits {
                 acknowledges: Acknowledges::Durable,
-                transactional_with: Some(KIND),
+                transactional_with: &[KIND],
+                transaction_timeout: None,
                 idempotent_by_key: false,
                 per_lane: name != "dead_letter",
                 carries_headers: true,
@@ -483,16 +484,16 @@ struct TestTransaction {
 }
 
 impl Transaction for TestTransaction {
-    fn fence(&self) -> BoxFuture<'_, Result<(), String>> {
+    fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>> {
         self.world.fences.fetch_add(1, Ordering::Relaxed);
         if self.world.is_away() {
-            return async { Err("the broker is away".to_owned()) }.boxed();
+            return async { Err("the broker is away".to_owned().into()) }.boxed();
         }
-        self.abort()
+        async { Ok(self.abort().await?) }.boxed()
     }
 
-    fn longest_open(&self) -> Duration {
-        self.longest_open
+    fn longest_open(&self) -> Option<Duration> {
+        Some(self.longest_open)
     }
 
     fn commit(&self, _: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed> {
