@@ -123,6 +123,13 @@ struct Opened {
     settings: Settings,
 }
 
+impl Opened {
+    /// The folder that replays of the pipeline's letters have for themselves.
+    fn own_folder(&self) -> PathBuf {
+        self.settings.data_dir.join("dlq").join(&*self.plan.name)
+    }
+}
+
 impl Which {
     fn open(&self) -> Result<Opened, Stop> {
         let settings =
