@@ -50,7 +50,7 @@ impl Names {
     }
 
     /// What the positions of a replay of a file are stored by.
-    pub(super) fn topic(&self, identity: &str, once: Option<&str>) -> String {
+    pub(super) fn topic(identity: &str, once: Option<&str>) -> String {
         let once = once.map(|once| format!("{CHOICE}{once}")).unwrap_or_default();
         format!("{identity}{once}")
     }
@@ -203,14 +203,13 @@ mod tests {
 
     #[test]
     fn the_store_tells_of_this_file_and_no_other() {
-        let names = Names::of("orders");
         let at = |source: &str, topic: &str, position| {
             (Partition { source: Arc::from(source), topic: Arc::from(topic), number: 0 }, Position(position))
         };
         let positions: Positions = [
-            at("priced.letters", &names.topic("dead#aa", None), 2),
-            at("priced.letters", &names.topic("dead#aa", Some("0-7")), 8),
-            at("priced.letters", &names.topic("dead#bb", None), 100),
+            at("priced.letters", &Names::topic("dead#aa", None), 2),
+            at("priced.letters", &Names::topic("dead#aa", Some("0-7")), 8),
+            at("priced.letters", &Names::topic("dead#bb", None), 100),
             at("priced", "dead#aa", 100),
         ]
         .into();

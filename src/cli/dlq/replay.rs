@@ -64,7 +64,7 @@ impl Picked {
 }
 
 /// Replays letters. Returns the exit code.
-pub(super) fn replay(opened: Opened, through: Option<Plan>, asked: &Asked, out: &mut dyn Write) -> Result<u8, Stop> {
+pub(super) fn replay(opened: &Opened, through: Option<Plan>, asked: &Asked, out: &mut dyn Write) -> Result<u8, Stop> {
     let runtime = Runtime::system();
     let settings = &opened.settings;
     logs::init(settings.log.style, settings.log.level.clone(), runtime.clock()).map_err(Stop::failed)?;
@@ -77,9 +77,9 @@ pub(super) fn replay(opened: Opened, through: Option<Plan>, asked: &Asked, out: 
     }
     let tokio = tokio::runtime::Builder::new_multi_thread().thread_name("weir").enable_all().build();
     let tokio = tokio.map_err(|error| Stop::failed(format!("cannot start: {error}")))?;
-    let data = Data::open(&opened, &plan)?;
-    let progress = tokio.block_on(data.progress(&opened, &names))?;
-    let picked = pick(&opened, asked, &progress, runtime.clock())?;
+    let data = Data::open(opened, &plan)?;
+    let progress = tokio.block_on(data.progress(opened, &names))?;
+    let picked = pick(opened, asked, &progress, runtime.clock())?;
     for stage in picked.letters.keys() {
         plan.decodes(stage).map_err(|error| {
             let next = "name the stages that are meant with `--stage`, or replay `--through` a file that has them all";
@@ -87,7 +87,7 @@ pub(super) fn replay(opened: Opened, through: Option<Plan>, asked: &Asked, out: 
         })?;
     }
     if asked.dry_run || picked.len() == 0 {
-        return Ok(told(say_what_would_be(&opened, &picked, asked.dry_run, out)));
+        return Ok(told(say_what_would_be(opened, &picked, asked.dry_run, out)));
     }
 
     let chosen_one_by_one = !asked.places.is_empty();
@@ -105,7 +105,7 @@ pub(super) fn replay(opened: Opened, through: Option<Plan>, asked: &Asked, out: 
     let plan = plan.replaying(letters).map_err(Stop::invalid)?;
     let end = tokio.block_on(run(&plan, &data, settings.memory, settings.grace, runtime));
     let result = end.and_then(|end| {
-        let after = tokio.block_on(data.progress(&opened, &names))?;
+        let after = tokio.block_on(data.progress(opened, &names))?;
         let came_through = choices
             .iter()
             .flat_map(|(stage, selection)| selection.places().map(move |place| (stage, place)))
