@@ -7,6 +7,7 @@ use super::declared::Declared;
 use super::draft::{self, Chosen, Component, Draft, listed};
 use super::graph::order;
 use super::guarantee::{self, Parts, Places};
+use super::loops::Loops;
 use super::parallelism::lanes;
 use super::resolve::{Link, Links, Stage, resolve};
 use super::{CompileOptions, Guarantee, OnError, Plan, SinkStage, SourceStage, Tables, TransformStage, Upstream};
@@ -46,6 +47,7 @@ struct Compiler<'a> {
     dead_letter: Option<CompiledSink>,
     /// What is known of the bodies that leave each transform.
     schemas: Vec<Option<Schema>>,
+    loops: Loops,
 }
 
 impl<'a> Compiler<'a> {
@@ -60,6 +62,7 @@ impl<'a> Compiler<'a> {
             sinks: Vec::new(),
             dead_letter: None,
             schemas: vec![None; transforms],
+            loops: Loops::default(),
         }
     }
 
@@ -111,11 +114,12 @@ impl<'a> Compiler<'a> {
             self.schemas[at] = Some(compiled.as_ref().map_or(schema, |compiled| compiled.schema.clone()));
             self.transforms[at] = compiled;
         }
-        let sink = |this: &Self, component: &Component<'_>, schema, problems: &mut Vec<Problem>| {
+        let sink = |this: &mut Self, component: &Component<'_>, schema, problems: &mut Vec<Problem>| {
             this.component(component, schema, problems, |chosen, cx| (sinks[chosen.row].compile)(chosen.config, cx))
         };
         for (component, links) in draft.sinks.iter().zip(&links.sinks) {
-            let compiled = sink(self, component, self.schema_of(links), problems);
+            let schema = self.schema_of(links);
+            let compiled = sink(self, component, schema, problems);
             self.sinks.push(compiled);
         }
         self.dead_letter =
@@ -128,6 +132,8 @@ impl<'a> Compiler<'a> {
                     .help("remove `key`: a record that was refused may not have the field"),
             );
         }
+        let hidden = substituted(&self.document.root, &self.document.file.text);
+        problems.extend(self.loops.problems().into_iter().map(|problem| without(problem, &hidden)));
     }
 
     /// What is known of the bodies that enter a stage.
@@ -142,7 +148,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn component<T>(
-        &self,
+        &mut self,
         component: &Component<'_>,
         schema: Schema,
         problems: &mut Vec<Problem>,
@@ -153,6 +159,7 @@ impl<'a> Compiler<'a> {
         let compiled = compile(&chosen, &mut cx);
         let hidden = substituted(chosen.config, &self.document.file.text);
         problems.extend(cx.problems.into_iter().map(|problem| without(problem, &hidden)));
+        self.loops.add(&component.name, cx.writes, cx.reads);
         compiled
     }
 

@@ -89,7 +89,7 @@ impl Replay {
         }
     }
 
-    /// The chosen letters of a batch, as the records that they hold: one batch for each row of one origin and one format.
+    /// The chosen letters of a batch, as the records that they hold, one by one.
     fn open(&self, pulled: &Pulled) -> Result<Vec<Pulled>, SourceError> {
         let batch = &pulled.batch;
         let read_from = batch.origin();
@@ -106,32 +106,26 @@ impl Replay {
                 letters.push((place, letter));
             }
         }
-        let origin = |letter: &Letter| (letter.source.clone(), letter.topic.clone(), letter.partition);
-        let rows = letters
-            .chunk_by(|(_, one), (_, next)| origin(one) == origin(next) && self.format(one) == self.format(next));
-        Ok(rows.map(|row| self.row(row, read_from)).collect())
+        Ok(letters.iter().map(|(place, letter)| self.record(*place, letter, read_from)).collect())
     }
 
-    fn row(&self, row: &[(Place, Letter)], read_from: &Arc<Partition>) -> Pulled {
-        let (last, first) = (row[row.len() - 1].0, &row[0].1);
+    fn record(&self, place: Place, letter: &Letter, read_from: &Arc<Partition>) -> Pulled {
         let origin = Partition {
-            source: first.source.as_str().into(),
-            topic: first.topic.as_str().into(),
-            number: first.partition,
+            source: letter.source.as_str().into(),
+            topic: letter.topic.as_str().into(),
+            number: letter.partition,
         };
-        let mut batch = BatchBuilder::new(Arc::new(origin), 0, row.len());
-        for (place, letter) in row {
-            let headers = letter.headers_of_replay(&self.keeper.full(*place));
-            let format = if letter.format == Some(BodyFormat::Absent) { BodyFormat::Absent } else { BodyFormat::Raw };
-            batch.push_copy(Draft { headers: &headers, format, ..letter.record() });
-        }
+        let mut batch = BatchBuilder::new(Arc::new(origin), 0, 1);
+        let headers = letter.headers_of_replay(&self.keeper.full(place));
+        let format = if letter.format == Some(BodyFormat::Absent) { BodyFormat::Absent } else { BodyFormat::Raw };
+        batch.push_copy(Draft { headers: &headers, format, ..letter.record() });
         let batch = batch.finish();
-        let batch = match self.format(first) {
+        let batch = match self.format(letter) {
             // Whoever chose the letter has seen that the body is what it says. If it were not, the stage would judge it.
             BodyFormat::Json => decoded(batch),
             _ => batch,
         };
-        Pulled { batch, position: Position(last.offset + 1), read_from: Some(Arc::clone(read_from)) }
+        Pulled { batch, position: Position(place.offset + 1), read_from: Some(Arc::clone(read_from)) }
     }
 
     /// What the stage is told of a body.
