@@ -109,6 +109,7 @@ pub(super) async fn supervise(plan: Plan, host: Host, stop: CancellationToken) -
         PipelineEnd::Failed(reason) => (PipelineState::Failed, Some(reason.clone())),
     };
     pipeline.progress.enter(state, None, reason);
+    pipeline.progress.look(pipeline.budget.used());
     end
 }
 

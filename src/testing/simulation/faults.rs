@@ -15,20 +15,32 @@ pub enum Step {
     Write,
     /// The outside world answers for a batch.
     Answer,
-    /// A sink makes durable what it was given.
+    /// A sink begins to make durable what it was given: its barrier has come.
     Flush,
+    /// A sink has made it durable and not said so yet.
+    Flushed,
+    /// The store reads positions.
+    Load,
     /// The store begins to commit positions.
     StoreBefore,
     /// The store has committed and not said so yet.
     StoreAfter,
+    /// A group is about to commit positions.
+    GroupBefore,
+    /// A group has committed positions and not said so yet.
+    GroupAfter,
     /// A transaction fences earlier processes.
     Fence,
     /// A transaction begins to commit.
     CommitBefore,
+    /// A transaction holds the positions, and is not committed yet.
+    OffsetsSent,
     /// A transaction has committed and not said so yet.
     CommitAfter,
     /// A transaction aborts.
     Abort,
+    /// A member of a group gives partitions up.
+    Revoke,
 }
 
 /// What goes wrong.
@@ -40,8 +52,23 @@ pub enum Fault {
     Panic,
     /// It takes long.
     Delay(Duration),
-    /// The process is gone.
-    Crash,
+    /// What all sinks write to is gone for a while.
+    Outage(Duration),
+    /// Another process has taken this one's place; a person must act.
+    Fenced,
+    /// The process is gone, so many turns of its tasks later.
+    Crash(u64),
+    /// The process is asked to stop.
+    Stop,
+    /// The process is held still for a while.
+    Hold(Duration),
+}
+
+impl Fault {
+    /// Whether the life of the process ends with it, or may as well have.
+    fn is_end(self) -> bool {
+        matches!(self, Self::Crash(_) | Self::Stop | Self::Hold(_) | Self::Fenced)
+    }
 }
 
 /// Draws faults, up to a number of them.
@@ -49,39 +76,51 @@ pub enum Fault {
 pub struct Faults {
     random: fastrand::Rng,
     left: u32,
-    crashes_left: u32,
+    ends_left: u32,
 }
 
 impl Faults {
-    /// Faults that follow from a seed.
+    /// Faults that follow from a seed, and how many of them may be ends of a process.
     #[must_use]
-    pub fn new(seed: u64, faults: u32, crashes: u32) -> Self {
-        Self { random: fastrand::Rng::with_seed(seed), left: faults, crashes_left: crashes }
+    pub fn new(seed: u64, faults: u32, ends: u32) -> Self {
+        Self { random: fastrand::Rng::with_seed(seed), left: faults, ends_left: ends }
     }
 
     /// What goes wrong at this step, if anything does.
     pub fn draw(&mut self, step: Step) -> Option<Fault> {
         // Steps of which an epoch has one are as likely to fail as the steps of which it has many together.
         let one_in = match step {
-            Step::Pull | Step::Apply | Step::Write | Step::Answer => 40,
-            Step::Open | Step::Flush | Step::Fence | Step::Abort => 10,
-            Step::StoreBefore | Step::StoreAfter | Step::CommitBefore | Step::CommitAfter => 6,
+            Step::Pull | Step::Apply | Step::Write | Step::Answer => 60,
+            Step::Open | Step::Flush | Step::Flushed | Step::Fence | Step::Abort | Step::Load => 16,
+            Step::StoreBefore | Step::StoreAfter | Step::GroupBefore | Step::GroupAfter | Step::Revoke => 8,
+            Step::CommitBefore | Step::OffsetsSent | Step::CommitAfter => 8,
         };
         if self.left == 0 || self.random.u32(0..one_in) != 0 {
             return None;
         }
-        let fault = match self.random.u8(0..4) {
-            0 => Fault::Error,
-            1 => Fault::Panic,
-            2 => Fault::Delay(Duration::from_millis(self.random.u64(1..5_000))),
-            _ if self.crashes_left > 0 => Fault::Crash,
-            _ => Fault::Error,
+        let mut fault = match self.random.u8(0..16) {
+            0..4 => Fault::Error,
+            4..6 => Fault::Panic,
+            6..9 => Fault::Delay(Duration::from_millis(self.random.u64(1..5_000))),
+            9 if matches!(step, Step::Open | Step::Write | Step::Answer | Step::Flush) => {
+                Fault::Outage(Duration::from_millis(self.random.u64(2_000..40_000)))
+            }
+            10 if step == Step::CommitBefore => Fault::Fenced,
+            9..13 => Fault::Crash(if self.random.bool() { 0 } else { self.random.u64(0..40) }),
+            13 => Fault::Stop,
+            _ => Fault::Hold(Duration::from_millis(self.random.u64(1..25_000))),
         };
-        self.left -= 1;
-        if fault == Fault::Crash {
-            self.crashes_left -= 1;
+        if fault.is_end() && self.ends_left == 0 {
+            fault = Fault::Error;
         }
+        self.left -= 1;
+        self.ends_left -= u32::from(fault.is_end());
         Some(fault)
+    }
+
+    /// Nothing goes wrong any more.
+    pub fn cease(&mut self) {
+        self.left = 0;
     }
 
     /// The seeded generator itself, for what varies without being a fault.
