@@ -45,7 +45,7 @@ fn all_of(fixed: u64, fresh: u64, scenario: impl Fn(u64) -> Scenario) -> Vec<Rep
 }
 
 fn all(scenario: &Scenario) -> Vec<Report> {
-    all_of(200, 20, |_| scenario.clone())
+    all_of(3_000, 20, |_| scenario.clone())
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn shared_exactly_once() {
 
 #[test]
 fn generated() {
-    all_of(500, 50, Scenario::generated);
+    all_of(10_000, 50, Scenario::generated);
 }
 
 #[test]

@@ -113,6 +113,17 @@ impl Group {
         }
     }
 
+    /// What Kafka does not ask: whether who commits holds the partitions, and whether they go forward. The first of
+    /// them for which it is not so.
+    pub(super) fn misplaced(&self, membership: Membership, offsets: &Offsets) -> Option<String> {
+        let (&partition, offset) = offsets.iter().find(|(partition, offset)| {
+            let is_owner = self.owners.get(partition).copied() == membership.map(|(id, _)| id) && membership.is_some();
+            !is_owner || self.committed.get(partition).is_some_and(|committed| committed > offset)
+        })?;
+        let committed = self.committed.get(&partition);
+        Some(format!("offset {offset} of partition {partition}, which stands at {committed:?}, was committed by who must not"))
+    }
+
     pub(super) fn commit(&mut self, offsets: &Offsets) {
         self.committed.extend(offsets);
     }

@@ -105,7 +105,9 @@ pub(super) async fn live(seed: u64, world: &Arc<World>) -> Result<Lives, String>
             return Err("the processes die again and again".to_owned());
         }
         if world.now() > LONGEST {
-            return Err("the pipeline hangs".to_owned());
+            let running = slots.iter().filter_map(|slot| slot.life.as_ref());
+            let states: Vec<String> = running.map(Life::state).collect();
+            return Err(format!("it hangs: {}", states.join("; ")));
         }
         keeper.sleep(TICK).await;
     }
@@ -160,7 +162,7 @@ async fn end(life: Life, keeper: &Runtime) -> Result<bool, String> {
         }
     }
     let ended = place.world.now();
-    while place.process.tasks() > 0 {
+    while place.process.tasks() > 0 && !place.process.is_dead() {
         if place.world.now() > ended + LONGEST_END {
             return Err(format!("{} tasks are left behind", place.process.tasks()));
         }
@@ -173,6 +175,13 @@ impl Life {
     fn restarts(&self) -> u64 {
         let of = |name| self.host.status.get(name).map_or(0, |status| status.restarts);
         of(PIPELINE) + of(SECOND)
+    }
+
+    /// For a person who wonders why it does not move.
+    fn state(&self) -> String {
+        let status = self.host.status.get(PIPELINE);
+        let state = status.map(|status| format!("{:?} {:?} {:?}", status.state, status.stage, status.reason));
+        format!("{} has {} tasks, and is {state:?}", name(self.place.instance), self.place.process.tasks())
     }
 
     /// A person sees that a pipeline has failed, and starts the process anew.

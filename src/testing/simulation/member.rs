@@ -228,18 +228,18 @@ impl Member {
     pub(super) fn for_transaction(&self, positions: &Positions) -> Result<Option<(Membership, Committing)>, String> {
         let state = self.state();
         let offsets = if self.place.world.is_broken_by(Mutation::CommitsLostPositions) {
-            positions.iter().map(|(partition, Position(at))| (Arc::new(partition.clone()), *at)).collect()
+            Committing::all(positions)
         } else {
-            state.assignment.committable_together(positions)?
+            Committing(state.assignment.committable_together(positions)?)
         };
-        if offsets.is_empty() {
+        if offsets.0.is_empty() {
             return Ok(None);
         }
         let membership = state.id.map(|id| (id, state.generation));
         if membership.is_none() && !self.place.world.is_broken_by(Mutation::CommitsAsNobody) {
             return Err("this process is no member of the group right now".to_owned());
         }
-        Ok(Some((membership, Committing(offsets))))
+        Ok(Some((membership, offsets)))
     }
 
     /// Notes what was committed.
@@ -261,23 +261,35 @@ impl Member {
         let clock = self.place.runtime.clock();
         let started = clock.now();
         loop {
-            let offsets = Committing(self.state().assignment.committable(positions));
-            if offsets.0.is_empty() {
-                return Ok(());
-            }
-            self.place.step(Step::GroupBefore, &format!("{offsets:?}")).await?;
-            match self.place.world.commit_offsets(self.group, self.membership(), &offsets.by_number()) {
-                Ok(()) => {
-                    self.place.step(Step::GroupAfter, "").await?;
-                    self.note_committed(&offsets);
-                    return Ok(());
-                }
+            self.place.step(Step::GroupBefore, &self.source).await?;
+            match self.try_commit(positions) {
+                Ok(what) => return self.place.step(Step::GroupAfter, &what).await,
                 Err(_) if clock.now().duration_since(started) < COMMIT_LIMIT => {
                     self.place.runtime.sleep(LOOK).await;
                 }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Commits what may be committed: the look and the commit are one, so that no rebalance comes between them.
+    fn try_commit(&self, positions: &Positions) -> Result<String, String> {
+        let offsets = if self.place.world.is_broken_by(Mutation::CommitsLostPositions) {
+            Committing::all(positions)
+        } else {
+            Committing(self.state().assignment.committable(positions))
+        };
+        if offsets.0.is_empty() {
+            return Ok("nothing".to_owned());
+        }
+        let membership = self.membership();
+        if membership.is_none() && !self.place.world.is_broken_by(Mutation::CommitsAsNobody) {
+            return Err("this process is no member of the group right now".to_owned());
+        }
+        let numbers = offsets.by_number();
+        self.place.world.commit_offsets(self.group, membership, &numbers)?;
+        self.note_committed(&offsets);
+        Ok(format!("{} {numbers:?}", self.source))
     }
 }
 
@@ -286,6 +298,11 @@ impl Member {
 pub(super) struct Committing(Vec<(Arc<Partition>, i64)>);
 
 impl Committing {
+    /// Whether they may be committed is not asked.
+    fn all(positions: &Positions) -> Self {
+        Self(positions.iter().map(|(partition, Position(at))| (Arc::new(partition.clone()), *at)).collect())
+    }
+
     pub(super) fn by_number(&self) -> Offsets {
         self.0.iter().map(|(partition, offset)| (partition.number, *offset)).collect()
     }

@@ -313,9 +313,20 @@ impl World {
     /// Commits offsets outside a transaction.
     pub(super) fn commit_offsets(&self, group: usize, by: Membership, offsets: &Offsets) -> Result<(), String> {
         let now = self.now();
+        self.admit(group, by, offsets, now)?;
+        self.inner().groups[group].commit(offsets);
+        Ok(())
+    }
+
+    /// Asks a group whether it takes offsets, and notes what it takes and should not.
+    fn admit(&self, group: usize, by: Membership, offsets: &Offsets, now: Duration) -> Result<(), String> {
         let mut inner = self.inner();
         inner.groups[group].admits(by, now)?;
-        inner.groups[group].commit(offsets);
+        let misplaced = inner.groups[group].misplaced(by, offsets);
+        drop(inner);
+        if let Some(misplaced) = misplaced {
+            self.breach(misplaced);
+        }
         Ok(())
     }
 
@@ -374,8 +385,8 @@ impl World {
     ) -> Result<(), String> {
         self.expire();
         let now = self.now();
+        self.admit(group, by, offsets, now)?;
         let mut inner = self.inner();
-        inner.groups[group].admits(by, now)?;
         let open = inner.identities.entry(id.to_owned()).or_default().open(epoch, now).map_err(|_| fenced())?;
         open.may_expire = true;
         open.offsets.entry(group).or_default().extend(offsets);
