@@ -38,7 +38,8 @@ impl SinkConfig for StdoutConfig {
     fn compile(self, _: &mut CheckContext) -> Option<CompiledSink> {
         let traits = SinkTraits {
             acknowledges: Acknowledges::Received,
-            transactional_with: None,
+            transactional_with: &[],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane: false,
             carries_headers: false,

@@ -24,6 +24,7 @@ use super::stage::{self, StageContext};
 use super::trouble::Troubles;
 use super::wiring::{Shared, Wired, wire};
 use crate::component::{EpochRequest, EpochRequests};
+use crate::delivery::FenceError;
 use crate::observe::{PipelineState, PipelineStatus};
 use crate::plan::Plan;
 use crate::record::budget::Budget;
@@ -136,7 +137,7 @@ impl Supervised {
             self.run += 1;
             let epoch_before = self.progress.epoch();
             let (stage, failure) = match self.run_once().await {
-                Ok(RunEnd::Finished) => return PipelineEnd::Finished,
+                Ok(RunEnd::Finished) => return self.finish().await,
                 Ok(RunEnd::Stopped) => return PipelineEnd::Stopped,
                 Err(failed) => failed,
             };
@@ -170,6 +171,14 @@ impl Supervised {
                 () = self.stop.cancelled() => return PipelineEnd::Stopped,
                 () = runtime.sleep(wait) => {}
             }
+        }
+    }
+
+    /// All is committed. What waited for the end, as a growing file does for its final name, is done now.
+    async fn finish(&self) -> PipelineEnd {
+        match self.parts.ledger.participants.finish().await {
+            Ok(()) => PipelineEnd::Finished,
+            Err(error) => PipelineEnd::Failed(error),
         }
     }
 
@@ -246,9 +255,10 @@ impl Supervised {
 /// Before anything is read: fence earlier processes, open the sinks, know the positions.
 async fn prepare(plan: &Plan, parts: &Parts, shared: &Shared) -> Result<(), (Option<Arc<str>>, Failure)> {
     let rewind = |error: String| (None, Failure::Rewind(error));
-    if let Some(transaction) = &parts.ledger.transaction {
-        transaction.fence().await.map_err(rewind)?;
-    }
+    parts.ledger.fence().await.map_err(|error| match error {
+        FenceError::Retry(why) => (None, Failure::Rewind(why)),
+        FenceError::Fatal(why) => (None, Failure::Fatal(why)),
+    })?;
     for (stage, part) in parts.all_sinks(plan) {
         let cx = StageContext {
             name: Arc::clone(&stage.name),

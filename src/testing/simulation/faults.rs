@@ -73,7 +73,7 @@ impl Fault {
 
 /// Draws faults, up to a number of them.
 #[derive(Debug)]
-pub struct Faults {
+pub(super) struct Faults {
     random: fastrand::Rng,
     left: u32,
     ends_left: u32,
@@ -82,12 +82,12 @@ pub struct Faults {
 impl Faults {
     /// Faults that follow from a seed, and how many of them may be ends of a process.
     #[must_use]
-    pub fn new(seed: u64, faults: u32, ends: u32) -> Self {
+    pub(super) fn new(seed: u64, faults: u32, ends: u32) -> Self {
         Self { random: fastrand::Rng::with_seed(seed), left: faults, ends_left: ends }
     }
 
     /// What goes wrong at this step, if anything does.
-    pub fn draw(&mut self, step: Step) -> Option<Fault> {
+    pub(super) fn draw(&mut self, step: Step) -> Option<Fault> {
         // Steps of which an epoch has one are as likely to fail as the steps of which it has many together.
         let one_in = match step {
             Step::Pull | Step::Apply | Step::Write | Step::Answer => 60,
@@ -119,12 +119,12 @@ impl Faults {
     }
 
     /// Nothing goes wrong any more.
-    pub fn cease(&mut self) {
+    pub(super) fn cease(&mut self) {
         self.left = 0;
     }
 
     /// The seeded generator itself, for what varies without being a fault.
-    pub fn random(&mut self) -> &mut fastrand::Rng {
+    pub(super) fn random(&mut self) -> &mut fastrand::Rng {
         &mut self.random
     }
 }

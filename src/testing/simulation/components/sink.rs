@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+use super::super::cluster::TRANSACTION_TIMEOUT;
 use super::super::faults::Step;
 use super::super::member::Members;
 use super::super::mutation::Mutation;
@@ -46,7 +47,8 @@ pub(super) fn compiled(place: &Place, purpose: Purpose, kind: SinkKind, per_lane
     CompiledSink {
         traits: SinkTraits {
             acknowledges: Acknowledges::Durable,
-            transactional_with: Some(SIMULATED),
+            transactional_with: &[SIMULATED],
+            transaction_timeout: Some(TRANSACTION_TIMEOUT),
             idempotent_by_key: false,
             per_lane,
             carries_headers: true,

@@ -75,7 +75,7 @@ pub(super) fn compiled(place: &Place, group: usize, shape: &SourceShape, log: Lo
             keeps_positions: if grouped { KeepsPositions::Source } else { KeepsPositions::Store },
             finite: !grouped,
             partitioned: true,
-            transactional_with: Some(SIMULATED),
+            transactional_with: &[SIMULATED],
         },
         codec: Codec::Raw,
         schema: Schema::default(),

@@ -17,7 +17,7 @@ use super::super::member::{Committing, Member, Members};
 use super::super::mutation::Mutation;
 use super::super::outcome::Arrival;
 use super::super::world::{FENCED, Place, Writer};
-use crate::delivery::{Committed, SourceOffsets, Transaction};
+use crate::delivery::{Committed, FenceError, SourceOffsets, Transaction};
 
 /// Between two tries of what must succeed.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -93,12 +93,12 @@ impl SimulatedTransaction {
 }
 
 impl Transaction for SimulatedTransaction {
-    fn fence(&self) -> BoxFuture<'_, Result<(), String>> {
-        self.ask(Job::Fence).boxed()
+    fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>> {
+        async { Ok(self.ask(Job::Fence).await?) }.boxed()
     }
 
-    fn longest_open(&self) -> Duration {
-        TRANSACTION_TIMEOUT / 2
+    fn longest_open(&self) -> Option<Duration> {
+        Some(TRANSACTION_TIMEOUT / 2)
     }
 
     fn commit(&self, _: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed> {
