@@ -21,6 +21,7 @@ use super::stage::{Command, Commands};
 use crate::clock::Instant;
 use crate::component::EpochRequest;
 use crate::delivery::Positions;
+use crate::record::Partition;
 use crate::runtime::Runtime;
 
 /// How many epochs may be open or settling at once where there is no transaction. More would not help: an epoch that
@@ -60,6 +61,8 @@ struct Epoch {
     opened: Instant,
     /// By source; `None` until its barrier is in the channels.
     positions: Vec<Option<Positions>>,
+    /// Partitions that were lost while its barriers were under way: what a source has noted of them is void.
+    lost: Vec<Partition>,
     settled: usize,
     arrivals: Vec<(Instant, usize)>,
     /// Who waits for its commit.
@@ -88,7 +91,7 @@ impl Coordinator<'_> {
             last_barrier_sent: false,
             open_since: None,
         };
-        let longest_open = self.ledger.transaction.as_ref().map(|transaction| transaction.longest_open());
+        let longest_open = self.ledger.transaction.as_ref().and_then(|transaction| transaction.longest_open());
         loop {
             self.open_if_due(&mut state).await?;
             if let Some(end) = state.ending
@@ -159,6 +162,7 @@ impl Coordinator<'_> {
             number,
             opened: now,
             positions: vec![None; self.sources.len()],
+            lost: Vec::new(),
             settled: 0,
             arrivals: Vec::new(),
             waiting: std::mem::take(&mut state.close_requests),
@@ -180,8 +184,9 @@ impl Coordinator<'_> {
                     state.ending.get_or_insert(RunEnd::Finished);
                 }
             }
-            Report::Barrier { source, epoch, positions, arrivals } => {
+            Report::Barrier { source, epoch, mut positions, arrivals } => {
                 if let Some(epoch) = state.epochs.iter_mut().find(|open| open.number == epoch) {
+                    positions.retain(|partition, _| !epoch.lost.contains(partition));
                     epoch.positions[source] = Some(positions);
                     epoch.arrivals.extend(arrivals);
                 }
@@ -207,8 +212,11 @@ impl Coordinator<'_> {
                 for source in &self.sources {
                     tell(source, Command::Forget(partitions.clone())).await?;
                 }
-                for positions in state.epochs.iter_mut().flat_map(|epoch| epoch.positions.iter_mut().flatten()) {
-                    positions.retain(|partition, _| !partitions.contains(partition));
+                for epoch in &mut state.epochs {
+                    for positions in epoch.positions.iter_mut().flatten() {
+                        positions.retain(|partition, _| !partitions.contains(partition));
+                    }
+                    epoch.lost.extend_from_slice(&partitions);
                 }
                 let _ = done.try_send(true);
             }
