@@ -1,5 +1,6 @@
 //! A simulated process: its tasks run only while it lives and is not held still.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
@@ -15,8 +16,20 @@ struct State {
     /// Who wanted to run while it was held.
     waiting: Vec<Waker>,
     turns: u64,
-    dies_at: Option<u64>,
+    planned: Option<Planned>,
     tasks: usize,
+}
+
+/// What is to happen before a turn.
+struct Planned {
+    before: u64,
+    deed: Box<dyn FnOnce() + Send>,
+}
+
+impl fmt::Debug for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "before turn {}", self.before)
+    }
 }
 
 impl Process {
@@ -29,11 +42,12 @@ impl Process {
         self.state().dead = true;
     }
 
-    /// Ends it after so many more turns of its tasks: between any two steps of any of them.
-    pub fn kill_after(&self, turns: u64) {
+    /// Does something to it after so many more turns of its tasks: between any two steps of any of them. A later call
+    /// takes the place of an earlier one.
+    pub fn after(&self, turns: u64, deed: impl FnOnce() + Send + 'static) {
         let mut state = self.state();
-        let at = state.turns + turns;
-        state.dies_at = Some(state.dies_at.map_or(at, |before| before.min(at)));
+        let before = state.turns + turns;
+        state.planned = Some(Planned { before, deed: Box::new(deed) });
     }
 
     /// Whether it is gone.
@@ -76,17 +90,22 @@ impl Process {
 
     /// Counts a turn, and says whether a task may have it.
     pub(super) fn takes_turn(&self, cx: &Context<'_>) -> bool {
+        if let Some(planned) = self.due() {
+            (planned.deed)();
+        }
         let mut state = self.state();
-        if state.dead {
-            return false;
-        }
-        if state.held {
+        if state.held && !state.dead {
             state.waiting.push(cx.waker().clone());
-            return false;
         }
-        state.turns += 1;
-        state.dead = state.dies_at.is_some_and(|at| state.turns > at);
-        !state.dead
+        let runs = !state.dead && !state.held;
+        state.turns += u64::from(runs);
+        runs
+    }
+
+    fn due(&self) -> Option<Planned> {
+        let mut state = self.state();
+        let turns = state.turns;
+        state.planned.take_if(|planned| planned.before <= turns)
     }
 
     pub(super) fn begin_task(&self) -> Task {

@@ -121,7 +121,9 @@ impl Group {
             !is_owner || self.committed.get(partition).is_some_and(|committed| committed > offset)
         })?;
         let committed = self.committed.get(&partition);
-        Some(format!("offset {offset} of partition {partition}, which stands at {committed:?}, was committed by who must not"))
+        Some(format!(
+            "offset {offset} of partition {partition}, which stands at {committed:?}, was committed by who must not"
+        ))
     }
 
     pub(super) fn commit(&mut self, offsets: &Offsets) {

@@ -43,6 +43,21 @@ pub enum Step {
     Revoke,
 }
 
+impl Step {
+    /// The steps of the commit of an epoch, from the first barrier at a sink to the last word.
+    pub const OF_A_COMMIT: [Self; 9] = [
+        Self::Flush,
+        Self::Flushed,
+        Self::StoreBefore,
+        Self::StoreAfter,
+        Self::GroupBefore,
+        Self::GroupAfter,
+        Self::CommitBefore,
+        Self::OffsetsSent,
+        Self::CommitAfter,
+    ];
+}
+
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -71,23 +86,42 @@ impl Fault {
     }
 }
 
+/// A fault that is sure to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planned {
+    /// When a step is taken for the so-manieth time, counted from 0.
+    AtStep(Step, u32, Fault),
+    /// Before this turn of the tasks of the first process's first life: its end, or its being held still.
+    AtTurn(u64, Fault),
+}
+
 /// Draws faults, up to a number of them.
 #[derive(Debug)]
 pub(super) struct Faults {
     random: fastrand::Rng,
     left: u32,
     ends_left: u32,
+    planned: Option<Planned>,
 }
 
 impl Faults {
     /// Faults that follow from a seed, and how many of them may be ends of a process.
     #[must_use]
-    pub(super) fn new(seed: u64, faults: u32, ends: u32) -> Self {
-        Self { random: fastrand::Rng::with_seed(seed), left: faults, ends_left: ends }
+    pub(super) fn new(seed: u64, faults: u32, ends: u32, planned: Option<Planned>) -> Self {
+        Self { random: fastrand::Rng::with_seed(seed), left: faults, ends_left: ends, planned }
     }
 
     /// What goes wrong at this step, if anything does.
     pub(super) fn draw(&mut self, step: Step) -> Option<Fault> {
+        match &mut self.planned {
+            Some(Planned::AtStep(at, 0, fault)) if *at == step => {
+                let fault = *fault;
+                self.planned = None;
+                return Some(fault);
+            }
+            Some(Planned::AtStep(at, left, _)) if *at == step => *left -= 1,
+            _ => {}
+        }
         // Steps of which an epoch has one are as likely to fail as the steps of which it has many together.
         let one_in = match step {
             Step::Pull | Step::Apply | Step::Write | Step::Answer => 60,
@@ -118,9 +152,17 @@ impl Faults {
         Some(fault)
     }
 
+    /// What is to go wrong before a turn, once.
+    pub(super) fn at_turn(&mut self) -> Option<(u64, Fault)> {
+        let Some(Planned::AtTurn(turn, fault)) = self.planned else { return None };
+        self.planned = None;
+        Some((turn, fault))
+    }
+
     /// Nothing goes wrong any more.
     pub(super) fn cease(&mut self) {
         self.left = 0;
+        self.planned = None;
     }
 
     /// The seeded generator itself, for what varies without being a fault.

@@ -57,6 +57,8 @@ impl Scenario {
             chained: random.u8(0..5) == 0,
             faults: random.u32(0..=8),
             ends: random.u32(0..=4),
+            planned: None,
+            poisoned: None,
             salt: random.u64(..),
             mutation: None,
         }
@@ -95,7 +97,8 @@ mod tests {
     fn a_seed_always_gives_the_same_shape_and_all_kinds_come_up() {
         let shapes: Vec<_> = (0..100).map(|seed| Scenario::generated(seed).to_string()).collect();
         assert_eq!(shapes[7], Scenario::generated(7).to_string());
-        for word in ["exactly once", "at least once", "3 processes", "Route(3)", "second pipeline", "Unordered", "t0, "] {
+        for word in ["exactly once", "at least once", "3 processes", "Route(3)", "second pipeline", "Unordered", "t0, "]
+        {
             assert!(shapes.iter().any(|shape| shape.contains(word)), "{word}");
         }
     }

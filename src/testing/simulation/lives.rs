@@ -119,6 +119,9 @@ fn start(seed: u64, world: &Arc<World>, instance: usize) -> Life {
     let stop = CancellationToken::new();
     let place = Place { world: Arc::clone(world), process, instance, runtime, stop };
     place.note("starts");
+    if instance == 0 {
+        place.plan_ahead();
+    }
     let host = host(&place);
     let running = topology::run(plans(&place), host.clone(), place.stop.clone());
     Life { running: place.runtime.spawn(running), place, host }

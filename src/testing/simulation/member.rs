@@ -136,8 +136,12 @@ impl Member {
 
     /// Takes on what is new. What a transaction in flight may still move is taken on later.
     fn take_on(&self, view: &View) {
-        let new: Vec<Partition> =
-            view.keeps.iter().map(|&number| self.partition(number)).filter(|p| self.state().assignment.get(p).is_none()).collect();
+        let new: Vec<Partition> = view
+            .keeps
+            .iter()
+            .map(|&number| self.partition(number))
+            .filter(|p| self.state().assignment.get(p).is_none())
+            .collect();
         if new.is_empty() {
             return;
         }
@@ -156,7 +160,8 @@ impl Member {
         let (partitions, epochs) = {
             let mut state = self.state();
             state.id = None;
-            let partitions: Vec<Partition> = state.assignment.held().map(|held| Partition::clone(&held.origin)).collect();
+            let partitions: Vec<Partition> =
+                state.assignment.held().map(|held| Partition::clone(&held.origin)).collect();
             state.assignment.close(&partitions);
             (partitions, state.epochs.clone())
         };

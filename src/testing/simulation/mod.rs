@@ -20,12 +20,10 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-pub use faults::{Fault, Step};
+pub use faults::{Fault, Planned, Step};
 pub use mutation::Mutation;
 pub use outcome::{Arrival, Delivered, Path};
-pub use scenario::{
-    Destination, Id, Scenario, SinkKind, SinkShape, SourceShape, Stage, TransformKind, TransformShape,
-};
+pub use scenario::{Destination, Id, Scenario, SinkKind, SinkShape, SourceShape, Stage, TransformKind, TransformShape};
 
 use crate::runtime::{Process, Runtime};
 use crate::topology::{self, PipelineEnd};

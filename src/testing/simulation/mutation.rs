@@ -49,9 +49,6 @@ impl Mutation {
     /// Whether it is a breach of transactions, and means nothing elsewhere.
     #[must_use]
     pub fn is_of_transactions(self) -> bool {
-        !matches!(
-            self,
-            Self::AnswersTooEarly | Self::OvertakenByBarrier | Self::ForgetsToRewind | Self::Reorders
-        )
+        !matches!(self, Self::AnswersTooEarly | Self::OvertakenByBarrier | Self::ForgetsToRewind | Self::Reorders)
     }
 }

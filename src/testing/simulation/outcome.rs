@@ -126,15 +126,18 @@ impl Expected {
             if !transform.from.contains(&upstream) {
                 continue;
             }
+            let stage = Stage::Transform(at);
             match scenario.fate(at, id) {
+                _ if scenario.is_poison(stage, id) => self.refuse(stage, transform.on_error, id, path),
                 Fate::Passed(port) => self.follow(scenario, Upstream::Transform(at, port), id, path.through(at, port)),
                 Fate::Dropped => {}
-                Fate::Refused => self.refuse(Stage::Transform(at), transform.on_error, id, path),
+                Fate::Refused => self.refuse(stage, transform.on_error, id, path),
             }
         }
         for (at, sink) in scenario.sinks.iter().enumerate().filter(|(_, sink)| sink.from.contains(&upstream)) {
-            if scenario.is_refused(at, id) {
-                self.refuse(Stage::Sink(at), sink.on_error, id, path);
+            let stage = Stage::Sink(at);
+            if scenario.is_refused(at, id) || scenario.is_poison(stage, id) {
+                self.refuse(stage, sink.on_error, id, path);
                 continue;
             }
             self.add(Arrival { to: Destination::Sink(at), id, path });
@@ -256,6 +259,12 @@ mod tests {
         assert!(broken(&|came| came.push(came[0])).contains("more than once"));
         assert!(broken(&|came| came.swap(0, 1)).contains("came before"));
         let strange = |came: &mut Vec<Arrival>| came[0].id.offset = 99;
-        assert!(broken(&|came| { came.push(came[0]); strange(came) }).contains("does not belong"));
+        assert!(
+            broken(&|came| {
+                came.push(came[0]);
+                strange(came)
+            })
+            .contains("does not belong")
+        );
     }
 }

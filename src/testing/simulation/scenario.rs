@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::faults::Planned;
 use super::mutation::Mutation;
 use crate::component::Port;
 use crate::plan::{OnError, Upstream};
@@ -45,6 +46,10 @@ pub struct Scenario {
     pub faults: u32,
     /// How many of them may be ends of a process: crashes, stops, and being held still.
     pub ends: u32,
+    /// One that is sure to come, besides those.
+    pub planned: Option<Planned>,
+    /// A stage that cannot stand some records, whenever it meets them: a transform panics, a sink cannot go on.
+    pub poisoned: Option<Stage>,
     /// Decides what becomes of each record.
     pub salt: u64,
     /// A breach of the protocol that the oracles must notice.
@@ -183,6 +188,8 @@ impl Scenario {
             chained: false,
             faults: 4,
             ends: 2,
+            planned: None,
+            poisoned: None,
             salt: 1,
             mutation: None,
         }
@@ -212,6 +219,15 @@ impl Scenario {
     /// Whether a sink refuses a record.
     pub(super) fn is_refused(&self, sink: usize, id: Id) -> bool {
         self.sinks[sink].refuses && self.luck(1000 + sink as u64, id).is_multiple_of(10)
+    }
+
+    /// Whether a stage cannot stand a record.
+    pub(super) fn is_poison(&self, stage: Stage, id: Id) -> bool {
+        let number = match stage {
+            Stage::Transform(at) => 2_000 + at,
+            Stage::Sink(at) => 3_000 + at,
+        };
+        self.poisoned == Some(stage) && self.luck(number as u64, id).is_multiple_of(24)
     }
 
     /// A number that follows from the scenario, the stage and the record.
@@ -254,7 +270,11 @@ impl fmt::Display for Scenario {
             self.salt
         )?;
         for (at, SourceShape { partitions, records, grouped }) in self.sources.iter().enumerate() {
-            writeln!(f, "  in{at}: {partitions} partitions of {records} records{}", if *grouped { ", a group" } else { "" })?;
+            writeln!(
+                f,
+                "  in{at}: {partitions} partitions of {records} records{}",
+                if *grouped { ", a group" } else { "" }
+            )?;
         }
         for (at, TransformShape { from, kind, on_error }) in self.transforms.iter().enumerate() {
             writeln!(f, "  t{at}: {kind:?} of {}, on error {on_error:?}", names(from))?;
@@ -265,6 +285,12 @@ impl fmt::Display for Scenario {
             writeln!(f, "  out{at}: {kind:?} of {}, {lanes}, {refuses}, on error {on_error:?}", names(from))?;
         }
         write!(f, "  dead letter: {:?}", self.dead_letter)?;
+        if let Some(planned) = self.planned {
+            write!(f, "\n  sure to come: {planned:?}")?;
+        }
+        if let Some(stage) = self.poisoned {
+            write!(f, "\n  {stage} cannot stand some records")?;
+        }
         if self.chained {
             write!(f, "\n  a second pipeline reads out0")?;
         }
@@ -287,8 +313,7 @@ mod tests {
     #[test]
     fn every_fate_is_met() {
         let scenario = Scenario::small(false);
-        let fates: Vec<_> =
-            (0..100).map(|offset| scenario.fate(0, Id { source: 0, partition: 0, offset })).collect();
+        let fates: Vec<_> = (0..100).map(|offset| scenario.fate(0, Id { source: 0, partition: 0, offset })).collect();
         for fate in [Fate::Passed(Port(0)), Fate::Dropped, Fate::Refused] {
             assert!(fates.contains(&fate), "{fate:?}");
         }

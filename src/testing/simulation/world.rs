@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::components::PIPELINE;
 use super::cluster::{Group, Identity, MemberId, Membership, Offsets, View};
+use super::components::PIPELINE;
 use super::faults::{Fault, Faults, Step};
 use super::mutation::Mutation;
 use super::outcome::{Arrival, Delivered};
@@ -89,7 +89,7 @@ impl World {
         let mut groups: Vec<_> = scenario.sources.iter().map(|source| Group::new(source.partitions)).collect();
         groups.push(Group::new(1));
         let inner = Inner {
-            faults: Faults::new(seed, scenario.faults, scenario.ends),
+            faults: Faults::new(seed, scenario.faults, scenario.ends, scenario.planned),
             trace: String::new(),
             delivered: Delivered::default(),
             taken: BTreeMap::new(),
@@ -190,7 +190,8 @@ impl World {
         let mut inner = self.inner();
         inner.built += 1;
         let built = inner.built;
-        let old: Vec<Writer> = inner.taken.keys().filter(|w| (w.instance, w.sink) == (instance, sink)).copied().collect();
+        let old: Vec<Writer> =
+            inner.taken.keys().filter(|w| (w.instance, w.sink) == (instance, sink)).copied().collect();
         for writer in old {
             // Instances for other lanes that were built just now have taken nothing.
             inner.make_durable(writer, u64::MAX);
@@ -241,7 +242,9 @@ impl World {
         });
         drop(inner);
         done && self.scenario.sources.iter().enumerate().all(|(at, source)| source.grouped || self.is_stored(at))
-            && (!self.scenario.chained || self.committed(self.scenario.sources.len()).get(&0).copied().unwrap_or(0) == i64::try_from(self.log_len()).unwrap_or(0))
+            && (!self.scenario.chained
+                || self.committed(self.scenario.sources.len()).get(&0).copied().unwrap_or(0)
+                    == i64::try_from(self.log_len()).unwrap_or(0))
     }
 
     /// Whether the store holds the positions behind all records of a source.
@@ -526,23 +529,46 @@ impl Place {
         let _ = write!(inner.trace, "{} {} {step:?} {what}", now.as_millis(), name(self.instance));
         if let Some(fault) = fault {
             let _ = write!(inner.trace, " {fault:?}");
-            inner.faulted |= fault != Fault::Stop;
         }
         inner.trace.push('\n');
+        if let Some(fault) = fault {
+            self.befall(&mut inner, fault);
+        }
+        fault
+    }
+
+    /// Something goes wrong with the process as a whole, or with the world around it.
+    fn befall(&self, inner: &mut Inner, fault: Fault) {
+        inner.faulted |= fault != Fault::Stop;
+        let now = self.world.now();
         match fault {
-            Some(Fault::Outage(duration)) => inner.outage_until = now + duration,
-            Some(Fault::Crash(0)) => self.process.kill(),
-            Some(Fault::Crash(turns)) => self.process.kill_after(turns),
-            Some(Fault::Stop) => self.stop.cancel(),
-            Some(Fault::Hold(duration)) => {
+            Fault::Outage(duration) => inner.outage_until = now + duration,
+            Fault::Crash(0) => self.process.kill(),
+            Fault::Crash(turns) => {
+                let process = self.process.clone();
+                self.process.after(turns, move || process.kill());
+            }
+            Fault::Stop => self.stop.cancel(),
+            Fault::Hold(duration) => {
                 inner.held_until.insert(self.instance, now + duration);
                 inner.ever_held.insert(self.instance);
                 self.process.hold();
             }
-            Some(Fault::Fenced) => inner.has_failed_on_purpose = true,
-            _ => {}
+            Fault::Fenced => inner.has_failed_on_purpose = true,
+            Fault::Error | Fault::Panic | Fault::Delay(_) => {}
         }
-        fault
+    }
+
+    /// What is planned for a turn of the first process's first life is laid out for it.
+    pub(super) fn plan_ahead(&self) {
+        let planned = self.world.inner().faults.at_turn();
+        if let Some((turn, fault)) = planned {
+            let place = self.clone();
+            self.process.after(turn, move || {
+                place.note(&format!("turn {turn}: {fault:?}"));
+                place.befall(&mut place.world.inner(), fault);
+            });
+        }
     }
 
     /// Adds a line to the trace.

@@ -15,9 +15,7 @@ use super::super::scenario::{Destination, SinkKind, Stage};
 use super::super::world::{Place, Writer};
 use super::SIMULATED;
 use super::transaction::SimulatedTransaction;
-use crate::component::{
-    Acknowledges, Answer, CompiledSink, Refusal, Settled, Sink, SinkError, SinkTraits, Touched,
-};
+use crate::component::{Acknowledges, Answer, CompiledSink, Refusal, Settled, Sink, SinkError, SinkTraits, Touched};
 use crate::record::Batch;
 
 /// What a sink is for.
@@ -106,7 +104,8 @@ impl Simulated {
 
     fn refusals(&self, batch: &Batch) -> Vec<Refusal> {
         let Purpose::Sink(sink) = self.purpose else { return Vec::new() };
-        let is_refused = |record| read(batch.body(record)).is_some_and(|(id, _)| self.place.world.scenario.is_refused(sink, id));
+        let is_refused =
+            |record| read(batch.body(record)).is_some_and(|(id, _)| self.place.world.scenario.is_refused(sink, id));
         batch
             .records()
             .iter()
@@ -114,6 +113,16 @@ impl Simulated {
             .filter(|(_, record)| is_refused(record))
             .map(|(record, _)| Refusal { record, error: "refused".to_owned() })
             .collect()
+    }
+
+    fn is_poisoned(&self, batch: &Batch) -> bool {
+        let Purpose::Sink(sink) = self.purpose else { return false };
+        let scenario = &self.place.world.scenario;
+        batch
+            .records()
+            .iter()
+            .filter_map(|record| read(batch.body(record)))
+            .any(|(id, _)| scenario.is_poison(Stage::Sink(sink), id))
     }
 
     /// Takes a batch over, in a transaction or not.
@@ -136,7 +145,8 @@ impl Simulated {
         async move {
             place.until_reachable().await;
             // Where what became of a batch is not known, only a rewind keeps the order.
-            let error = if is_transactional || kind == SinkKind::Acknowledged { SinkError::Rewind } else { SinkError::Retry };
+            let error =
+                if is_transactional || kind == SinkKind::Acknowledged { SinkError::Rewind } else { SinkError::Retry };
             place.step(Step::Answer, &what).await.map_err(error)?;
             match kind {
                 _ if is_transactional => {}
@@ -180,6 +190,9 @@ impl Sink for Simulated {
             }
             let error = if in_transaction { SinkError::Rewind } else { SinkError::Retry };
             self.place.step(Step::Write, &what).await.map_err(error)?;
+            if self.is_poisoned(&batch) {
+                return Err(SinkError::Rewind("it cannot go on behind this record".to_owned()));
+            }
             if self.is_broken_by(Mutation::OvertakenByBarrier) || self.is_broken_by(Mutation::WritesInSilence) {
                 if let Some(before) = self.kept_back.replace(Arc::clone(&batch)) {
                     self.take(&before)?;
@@ -211,7 +224,8 @@ impl Sink for Simulated {
             }
             if let Some(transaction) = &self.transaction {
                 self.place.world.fall_silent(self.writer);
-                if let Some(late) = self.kept_back.take_if(|_| self.place.world.is_broken_by(Mutation::WritesInSilence)) {
+                if let Some(late) = self.kept_back.take_if(|_| self.place.world.is_broken_by(Mutation::WritesInSilence))
+                {
                     let (late, writer, transaction) = (self.arrivals(&late), self.writer, Arc::clone(transaction));
                     let runtime = self.place.runtime.clone();
                     drop(self.place.runtime.spawn(async move {

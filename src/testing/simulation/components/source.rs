@@ -86,7 +86,10 @@ pub(super) fn compiled(place: &Place, group: usize, shape: &SourceShape, log: Lo
                 let member = Arc::new(member);
                 cx.clients.shared(Members::default).add(&member);
                 let positions = Arc::new(GroupPositions(Arc::clone(&member)));
-                return Ok(BuiltSource { source: Box::new(Grouped { place, member, log }), positions: Some(positions) });
+                return Ok(BuiltSource {
+                    source: Box::new(Grouped { place, member, log }),
+                    positions: Some(positions),
+                });
             }
             let partition = |number| Partition { source: Arc::clone(&cx.component), topic: "t".into(), number };
             let partitions = (0..count).map(|number| Arc::new(partition(number))).collect();

@@ -155,7 +155,9 @@ impl Inner {
 
     async fn fence(&self) -> Result<(), String> {
         self.place.step(Step::Fence, &self.id).await?;
-        self.renew();
+        if self.epoch() == 0 || !self.place.world.is_broken_by(Mutation::KeepsAborted) {
+            self.renew();
+        }
         self.place.world.speak_again(self.place.instance, self.is_second);
         self.set_over(None);
         Ok(())

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::super::faults::Step;
 use super::super::outcome::{body, read};
-use super::super::scenario::{Fate, TransformKind};
-use super::super::world::Place;
+use super::super::scenario::{Fate, Stage, TransformKind};
+use super::super::world::{Place, panics};
 use super::sink::named;
 use crate::component::{CompiledTransform, Output, Touched, Transform};
 use crate::expr::Schema;
@@ -42,6 +42,9 @@ impl Transform for Simulated {
                 out.reject(&batch, *record, "no record of the simulation");
                 continue;
             };
+            if scenario.is_poison(Stage::Transform(self.number), id) {
+                panics("it cannot stand this record");
+            }
             match scenario.fate(self.number, id) {
                 Fate::Refused => out.reject(&batch, *record, "refused"),
                 Fate::Dropped => out.discard(1),
