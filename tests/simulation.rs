@@ -196,6 +196,28 @@ fn rule_5_a_barrier_comes_behind_all_that_is_before_it_and_ahead_of_the_rest() {
 }
 
 #[test]
+fn rule_6_an_epoch_can_close_in_time_before_a_slow_sink() {
+    // A sink that moves about half a megabyte a second, and memory for two minutes of that.
+    let sources = vec![SourceShape { partitions: 3, records: 80, grouped: true }];
+    for exactly_once in [false, true] {
+        for seed in 0..3 {
+            let scenario = Scenario {
+                sources: sources.clone(),
+                memory: 64 << 20,
+                padding: 64 << 10,
+                work: Duration::from_millis(400),
+                lanes: 1,
+                faults: 0,
+                planned: Some(Planned::AtStep(Step::Pull, 40, Fault::Stop)),
+                ..Scenario::small(exactly_once)
+            };
+            let stop = sound(seed, &scenario).longest_stop;
+            assert!(stop > Duration::ZERO && stop < Duration::from_secs(5), "it took {stop:?} to stop");
+        }
+    }
+}
+
+#[test]
 fn rule_8_positions_are_committed_only_for_what_is_held() {
     all(&Scenario { faults: 8, ends: 8, ..Scenario::shared(true, 3) });
     noticed(&rough(true), &[Mutation::CommitsLostPositions, Mutation::ReadsUnstableOffsets]);

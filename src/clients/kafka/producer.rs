@@ -83,6 +83,11 @@ impl SharedProducer {
         lock(&self.topics).entry(topic.to_owned()).or_default();
     }
 
+    /// Whether a topic was announced.
+    pub(crate) fn writes(&self, topic: &str) -> bool {
+        lock(&self.topics).contains_key(topic)
+    }
+
     /// What a topic takes, as far as it is known.
     pub(crate) fn limits(&self, topic: &str) -> Limits {
         lock(&self.topics).get(topic).copied().unwrap_or_default()
@@ -311,10 +316,17 @@ impl Slots {
 pub(crate) fn failed(code: Code) -> SinkError {
     match verdict(code) {
         // The next run does not begin to write before the right is there.
-        Verdict::Denied => SinkError::Rewind(format!("not allowed to write: {code}")),
+        Verdict::Denied => SinkError::Outage(format!("not allowed to write: {code}")),
         Verdict::DeniedForGood => SinkError::Fatal(format!("not allowed to write: {code}")),
-        _ => SinkError::Rewind(format!("records were not written: {code}")),
+        _ if may_be_about_a_record(code) => SinkError::Rewind(format!("records were not written: {code}")),
+        _ => SinkError::Outage(format!("records were not written: {code}")),
     }
+}
+
+/// Whether a record among others may be what the broker refuses a whole request for.
+fn may_be_about_a_record(code: Code) -> bool {
+    matches!(verdict(code), Verdict::Record | Verdict::Size)
+        || matches!(code, Code::InvalidMessage | Code::InvalidMessageSize | Code::UnsupportedForMessageFormat)
 }
 
 impl Live {
@@ -514,6 +526,6 @@ mod tests {
         let (slot, mut answer) = slots.open(5);
         slots.discharge(slot as usize, 4);
         slots.settle(number(slot, 0), Some(Code::PurgeQueue));
-        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
     }
 }

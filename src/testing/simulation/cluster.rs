@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// After this long without a word a member is out.
-const SESSION: Duration = Duration::from_secs(10);
+pub(super) const SESSION: Duration = Duration::from_secs(10);
 /// After this long an open transaction is aborted, and its producer fenced.
 pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 

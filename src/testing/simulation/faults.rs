@@ -69,6 +69,8 @@ pub enum Fault {
     Delay(Duration),
     /// What all sinks write to is gone for a while.
     Outage(Duration),
+    /// The process reaches its groups no more for a while, and everything else: it goes on as if it held its partitions.
+    CutOff(Duration),
     /// Another process has taken this one's place; a person must act.
     Fenced,
     /// The process is gone, so many turns of its tasks later.
@@ -140,6 +142,7 @@ impl Faults {
                 Fault::Outage(Duration::from_millis(self.random.u64(2_000..40_000)))
             }
             10 if step == Step::CommitBefore => Fault::Fenced,
+            10 => Fault::CutOff(Duration::from_millis(self.random.u64(1_000..25_000))),
             9..13 => Fault::Crash(if self.random.bool() { 0 } else { self.random.u64(0..40) }),
             13 => Fault::Stop,
             _ => Fault::Hold(Duration::from_millis(self.random.u64(1..25_000))),

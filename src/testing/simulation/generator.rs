@@ -1,5 +1,7 @@
 //! A scenario for each seed: shapes that nobody would think of.
 
+use std::time::Duration;
+
 use super::outcome::Path;
 use super::scenario::{Scenario, SinkKind, SinkShape, SourceShape, TransformKind, TransformShape};
 use crate::component::Port;
@@ -50,6 +52,7 @@ impl Scenario {
             lanes: random.usize(1..=4),
             memory: *pick(random, &[64, 1_000, 4_000, 1 << 20]),
             padding: *pick(random, &[0, 0, 100]),
+            work: Duration::from_millis(*pick(random, &[0, 0, 30])),
             sources,
             transforms,
             sinks,

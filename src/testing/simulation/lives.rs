@@ -27,6 +27,8 @@ pub(super) struct Lives {
     pub(super) count: u32,
     pub(super) restarts: u64,
     pub(super) turns: u64,
+    /// From the asking to the end.
+    pub(super) longest_stop: Duration,
 }
 
 /// A process, while it runs or is down.
@@ -79,6 +81,8 @@ pub(super) async fn live(seed: u64, world: &Arc<World>) -> Result<Lives, String>
             } else if life.running.is_finished() {
                 lives.restarts += life.restarts();
                 lives.turns += life.place.process.turns();
+                let stop = world.take_stop(slot.instance).unwrap_or_default();
+                lives.longest_stop = lives.longest_stop.max(stop);
                 is_over |= end(life, &keeper).await?;
             } else {
                 life.stop_if_failed();

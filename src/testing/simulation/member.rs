@@ -11,7 +11,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::Notify;
 
-use super::cluster::{MemberId, Membership, Offsets, View};
+use super::cluster::{MemberId, Membership, Offsets, SESSION, View};
 use super::faults::Step;
 use super::mutation::Mutation;
 use super::world::Place;
@@ -28,6 +28,8 @@ const REVOKE_LIMIT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a commit waits for a rebalance to end.
 const COMMIT_LIMIT: Duration = Duration::from_secs(5);
+
+const CUT_OFF: &str = "the group cannot be reached";
 
 /// Where the next record of a partition is read.
 pub(super) type Queue = AtomicI64;
@@ -50,6 +52,7 @@ struct State {
     fault: Option<SourceError>,
     id: Option<MemberId>,
     generation: u32,
+    heard: Duration,
     is_polled: bool,
     is_closed: bool,
 }
@@ -102,6 +105,14 @@ impl Member {
         let world = &self.place.world;
         while !self.state().is_closed {
             let id = self.state().id;
+            if self.place.is_cut_off() {
+                // The client knows by itself when its session must be over.
+                if id.is_some() && self.place.world.now() >= self.state().heard + SESSION {
+                    self.lost().await;
+                }
+                self.place.runtime.sleep(HEARTBEAT).await;
+                continue;
+            }
             let id = id.unwrap_or_else(|| {
                 let id = world.join(self.group, self.place.instance);
                 self.state().id = Some(id);
@@ -125,7 +136,9 @@ impl Member {
     fn hear(&self, id: MemberId) -> Option<View> {
         let view = self.place.world.heartbeat(self.group, id);
         if let Some(view) = &view {
-            self.state().generation = view.generation;
+            let mut state = self.state();
+            state.generation = view.generation;
+            state.heard = self.place.world.now();
         }
         view
     }
@@ -190,8 +203,10 @@ impl Member {
             self.wait_for(answer, Some(id)).await;
         }
         self.remove(&partitions);
-        self.place.world.release(self.group, id, numbers);
-        self.hear(id);
+        if !self.place.is_cut_off() {
+            self.place.world.release(self.group, id, numbers);
+            self.hear(id);
+        }
     }
 
     /// Waits for an answer while the heart beats; not for longer than a revoke may take.
@@ -203,7 +218,7 @@ impl Member {
                 Ok(_) | Err(TryRecvError::Disconnected) => return,
                 Err(TryRecvError::Empty) => self.place.runtime.sleep(LOOK).await,
             }
-            if let Some(id) = beats {
+            if let Some(id) = beats.filter(|_| !self.place.is_cut_off()) {
                 self.place.world.heartbeat(self.group, id);
             }
         }
@@ -231,6 +246,9 @@ impl Member {
     /// # Errors
     /// Why they must not go out.
     pub(super) fn for_transaction(&self, positions: &Positions) -> Result<Option<(Membership, Committing)>, String> {
+        if self.place.is_cut_off() {
+            return Err(CUT_OFF.to_owned());
+        }
         let state = self.state();
         let offsets = if self.place.world.is_broken_by(Mutation::CommitsLostPositions) {
             Committing::all(positions)
@@ -279,6 +297,9 @@ impl Member {
 
     /// Commits what may be committed: the look and the commit are one, so that no rebalance comes between them.
     fn try_commit(&self, positions: &Positions) -> Result<String, String> {
+        if self.place.is_cut_off() {
+            return Err(CUT_OFF.to_owned());
+        }
         let offsets = if self.place.world.is_broken_by(Mutation::CommitsLostPositions) {
             Committing::all(positions)
         } else {

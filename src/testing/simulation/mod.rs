@@ -17,6 +17,7 @@ mod scenario;
 mod world;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,8 @@ pub struct Report {
     pub restarts: u64,
     /// How many turns the tasks of processes that ended in order had.
     pub turns: u64,
+    /// How long a process took at the most to stop when it was asked to.
+    pub longest_stop: Duration,
     /// How often each process joined its group.
     pub joins: Vec<u32>,
 }
@@ -67,6 +70,7 @@ pub fn run(seed: u64, scenario: &Scenario) -> Result<Report, String> {
             lives: lives.count,
             restarts: lives.restarts,
             turns: lives.turns,
+            longest_stop: lives.longest_stop,
             joins: (0..scenario.processes).map(|instance| world.joins(instance)).collect(),
         })
     })

@@ -1,6 +1,7 @@
 //! What is simulated: the shape of the pipeline, the processes that run it, and how much goes wrong.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::faults::Planned;
 use super::mutation::Mutation;
@@ -31,6 +32,8 @@ pub struct Scenario {
     pub memory: u64,
     /// Bytes added to the body of each record.
     pub padding: usize,
+    /// How long a sink works on a batch, one after another.
+    pub work: Duration,
     /// The sources.
     pub sources: Vec<SourceShape>,
     /// The transforms, each behind all that it reads.
@@ -171,6 +174,7 @@ impl Scenario {
             lanes: 2,
             memory: 1 << 20,
             padding: 0,
+            work: Duration::ZERO,
             sources: vec![SourceShape { partitions: 3, records: 24, grouped: exactly_once }],
             transforms: vec![TransformShape {
                 from: vec![Upstream::Source(0)],

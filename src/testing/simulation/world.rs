@@ -74,6 +74,11 @@ struct Inner {
     silent: BTreeSet<Writer>,
     outage_until: Duration,
     held_until: BTreeMap<usize, Duration>,
+    cut_off_until: BTreeMap<usize, Duration>,
+    /// When a stop was asked of a process, once it was.
+    stopped: BTreeMap<usize, Duration>,
+    /// Until when a sink works on what it was given.
+    busy_until: BTreeMap<Writer, Duration>,
     /// Which instances were ever held: what a time-out did to them was to be.
     ever_held: BTreeSet<usize>,
     joins: BTreeMap<usize, u32>,
@@ -100,6 +105,9 @@ impl World {
             silent: BTreeSet::new(),
             outage_until: Duration::ZERO,
             held_until: BTreeMap::new(),
+            cut_off_until: BTreeMap::new(),
+            stopped: BTreeMap::new(),
+            busy_until: BTreeMap::new(),
             ever_held: BTreeSet::new(),
             joins: BTreeMap::new(),
             has_failed_on_purpose: false,
@@ -144,6 +152,7 @@ impl World {
         let mut inner = self.inner();
         inner.faults.cease();
         inner.outage_until = Duration::ZERO;
+        inner.cut_off_until.clear();
     }
 
     /// Whether anything has gone wrong.
@@ -230,6 +239,23 @@ impl World {
         }
         inner.silent.retain(|writer| writer.instance != instance);
         inner.held_until.remove(&instance);
+        inner.cut_off_until.remove(&instance);
+        inner.stopped.remove(&instance);
+    }
+
+    /// How long ago a stop was asked of a process, if one was; once.
+    pub(super) fn take_stop(&self, instance: usize) -> Option<Duration> {
+        let asked = self.inner().stopped.remove(&instance)?;
+        Some(self.now().saturating_sub(asked))
+    }
+
+    /// A sink takes on one more batch: when it will be through.
+    pub(super) fn work(&self, writer: Writer) -> Duration {
+        let now = self.now();
+        let mut inner = self.inner();
+        let until = inner.busy_until.entry(writer).or_default();
+        *until = (*until).max(now) + self.scenario.work;
+        *until - now
     }
 
     /// Whether the positions behind all records are committed.
@@ -487,7 +513,7 @@ impl Place {
     /// If the step is to panic.
     pub(super) async fn step(&self, step: Step, what: &str) -> Result<(), String> {
         match self.draw(step, what) {
-            None | Some(Fault::Outage(_) | Fault::Stop | Fault::Crash(_)) => {}
+            None | Some(Fault::Outage(_) | Fault::CutOff(_) | Fault::Stop | Fault::Crash(_)) => {}
             Some(Fault::Error) => return Err(format!("injected at {step:?}")),
             Some(Fault::Fenced) => return Err(FENCED.to_owned()),
             Some(Fault::Panic) => panics(&format!("injected at {step:?}")),
@@ -548,7 +574,11 @@ impl Place {
                 let process = self.process.clone();
                 self.process.after(turns, move || process.kill());
             }
-            Fault::Stop => self.stop.cancel(),
+            Fault::CutOff(duration) => drop(inner.cut_off_until.insert(self.instance, now + duration)),
+            Fault::Stop => {
+                inner.stopped.insert(self.instance, now);
+                self.stop.cancel();
+            }
             Fault::Hold(duration) => {
                 inner.held_until.insert(self.instance, now + duration);
                 inner.ever_held.insert(self.instance);
@@ -582,6 +612,12 @@ impl Place {
             let left = self.world.outage_until().saturating_sub(self.world.now());
             self.runtime.sleep(left).await;
         }
+    }
+
+    /// Whether the process reaches its groups.
+    pub(super) fn is_cut_off(&self) -> bool {
+        let now = self.world.now();
+        self.world.inner().cut_off_until.get(&self.instance).is_some_and(|until| now < *until)
     }
 
     /// Whether the sinks reach what they write to.

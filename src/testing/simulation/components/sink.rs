@@ -143,6 +143,7 @@ impl Simulated {
         let (is_transactional, refused) = (self.transaction.is_some(), self.refusals(&batch));
         let (arrivals, until) = (self.arrivals(&batch), place.world.taken(writer));
         async move {
+            place.runtime.sleep(place.world.work(writer)).await;
             place.until_reachable().await;
             // Where what became of a batch is not known, only a rewind keeps the order.
             let error =
