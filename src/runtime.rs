@@ -33,10 +33,16 @@ impl Runtime {
         Self { clock: Clock::system(), random: Arc::new(Mutex::new(fastrand::Rng::new())), simulated: None }
     }
 
-    /// The runtime of a simulated process: the order of its tasks, and its random numbers, follow from a seed. It must be
-    /// used inside a single-threaded tokio runtime with a paused clock, which several processes may share.
+    /// A runtime whose order of tasks, and whose random numbers, follow from a seed. It must be used inside a
+    /// single-threaded tokio runtime with a paused clock.
     #[must_use]
-    pub fn simulated(seed: u64, process: Process) -> Self {
+    pub fn simulated(seed: u64) -> Self {
+        Self::of_process(seed, Process::default())
+    }
+
+    /// The same for one of several processes that share a tokio runtime.
+    #[must_use]
+    pub fn of_process(seed: u64, process: Process) -> Self {
         Self {
             clock: Clock::starting_at(Duration::from_secs(1_750_000_000)),
             random: Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))),

@@ -23,7 +23,8 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use weir::testing::simulation::{
-    Fault, Mutation, Planned, Report, Scenario, SinkKind, SourceShape, Step, run, run_beside_a_failing_one,
+    Destination, Fault, Mutation, Planned, Report, Scenario, SinkKind, SourceShape, Stage, Step, TransformKind, run,
+    run_beside_a_failing_one,
 };
 
 /// Names the one seed to run.
@@ -154,6 +155,18 @@ fn without_faults_every_record_comes_once_even_at_least_once() {
 }
 
 #[test]
+fn a_record_that_a_stage_cannot_stand_ends_in_the_dead_letter_and_all_others_come_through() {
+    for exactly_once in [false, true] {
+        for stage in [Stage::Transform(0), Stage::Sink(0)] {
+            let poisoned = Some(stage);
+            let calm = all(&Scenario { poisoned, faults: 0, ..Scenario::small(exactly_once) });
+            assert!(some(&calm, |report| !report.delivered.at(Destination::Letter(stage)).is_empty()));
+            all(&Scenario { poisoned, faults: 2, ..Scenario::shared(exactly_once, 2) });
+        }
+    }
+}
+
+#[test]
 fn rule_1_nothing_is_written_between_barrier_and_commit() {
     all(&Scenario { faults: 8, ..Scenario::small(true) });
     noticed(&rough(true), &[Mutation::WritesInSilence]);
@@ -201,7 +214,7 @@ fn rule_6_an_epoch_can_close_in_time_before_a_slow_sink() {
     let sources = vec![SourceShape { partitions: 3, records: 80, grouped: true }];
     for exactly_once in [false, true] {
         for seed in 0..3 {
-            let scenario = Scenario {
+            let mut scenario = Scenario {
                 sources: sources.clone(),
                 memory: 64 << 20,
                 padding: 64 << 10,
@@ -211,6 +224,8 @@ fn rule_6_an_epoch_can_close_in_time_before_a_slow_sink() {
                 planned: Some(Planned::AtStep(Step::Pull, 40, Fault::Stop)),
                 ..Scenario::small(exactly_once)
             };
+            // A stage that writes what it read anew moves nothing.
+            scenario.transforms[0].kind = TransformKind::Map;
             let stop = sound(seed, &scenario).longest_stop;
             assert!(stop > Duration::ZERO && stop < Duration::from_secs(5), "it took {stop:?} to stop");
         }

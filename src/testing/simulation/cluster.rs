@@ -265,7 +265,7 @@ mod tests {
         let b = group.join(1, SECOND);
         let view = group.heartbeat(a, SECOND).unwrap();
         assert_eq!((numbers(&view.keeps), numbers(&view.gives_up)), (vec![0, 2], vec![1, 3]));
-        assert_eq!(numbers(&group.heartbeat(b, SECOND).unwrap().keeps), []);
+        assert_eq!(numbers(&group.heartbeat(b, SECOND).unwrap().keeps), Vec::<i32>::new());
         group.release(a, &view.gives_up);
         assert_eq!(numbers(&group.heartbeat(b, SECOND).unwrap().keeps), [1, 3]);
     }

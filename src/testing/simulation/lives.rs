@@ -51,7 +51,7 @@ struct Life {
 /// A pipeline that hangs, fails, or leaves something behind.
 pub(super) async fn live(seed: u64, world: &Arc<World>) -> Result<Lives, String> {
     let scenario = &world.scenario;
-    let keeper = Runtime::simulated(seed, Process::default());
+    let keeper = Runtime::simulated(seed);
     let mut lives = Lives::default();
     let mut slots: Vec<Slot> = (0..scenario.processes)
         .map(|instance| {
@@ -119,7 +119,7 @@ pub(super) async fn live(seed: u64, world: &Arc<World>) -> Result<Lives, String>
 
 fn start(seed: u64, world: &Arc<World>, instance: usize) -> Life {
     let process = Process::default();
-    let runtime = Runtime::simulated(seed, process.clone());
+    let runtime = Runtime::of_process(seed, process.clone());
     let stop = CancellationToken::new();
     let place = Place { world: Arc::clone(world), process, instance, runtime, stop };
     place.note("starts");

@@ -62,7 +62,7 @@ pub fn run(seed: u64, scenario: &Scenario) -> Result<Report, String> {
         let lives = lives::live(seed, &world).await.map_err(failed)?;
         let (delivered, expected) = (world.delivered(), Expected::of(scenario));
         // A process that stops or joins in order makes no repeat; only a failure does.
-        let once = scenario.exactly_once || !world.has_faulted();
+        let once = scenario.exactly_once || !(world.has_faulted() || scenario.poisoned.is_some());
         expected.check(scenario, &delivered, once).map_err(failed)?;
         Ok(Report {
             delivered,
@@ -93,7 +93,7 @@ pub fn run_beside_a_failing_one(seed: u64) -> Result<(u64, u64), String> {
     let sound = Scenario { faults: 0, ends: 0, ..Scenario::small(false) };
     executor().block_on(async {
         let process = Process::default();
-        let runtime = Runtime::simulated(seed, process.clone());
+        let runtime = Runtime::of_process(seed, process.clone());
         let place = |scenario| Place {
             world: World::new(seed, scenario),
             process: process.clone(),
