@@ -154,7 +154,7 @@ impl<'a> Pipeline<'a> {
         let (halves, sinks) = match self.sinks.get(1) {
             None => ("", format!("  totals:\n    {sink}")),
             Some(other) => (
-                "  - name: halves\n    route: { even: mod(to_int!(.n), 2) == 0 }\n",
+                "  - name: halves\n    route:\n      even: mod(to_int!(.n), 2) == 0\n",
                 format!(
                     "  even:\n    from: halves.even\n    {sink}\n  odd:\n    from: halves.else\n    {}",
                     place(other)

@@ -105,6 +105,8 @@ impl<'a> Struck<'a> {
             home.set("KAFKA_BROKERS", round.broker.address())
                 .set("SINK_DIR", &sinks.display().to_string())
                 .set("WEIR_DATA_DIR", &data.display().to_string());
+            let checked = home.run(&["check", "pipeline.yaml"]);
+            assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
             if let Some(disks) = &disks {
                 home.wrap(disks.within(file.parent().expect("a file is in a folder")));
             }
