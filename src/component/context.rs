@@ -12,6 +12,7 @@ use crate::delivery::{Positions, Transaction};
 use crate::observe::StageMetrics;
 use crate::record::{Partition, Position};
 use crate::runtime::Runtime;
+use crate::state::Store;
 
 /// What a component is built with. Building does no I/O: a client connects when it is first used.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub struct BuildContext {
     pub instance: Arc<str>,
     /// Where the process keeps what must survive it.
     pub data_dir: Arc<Path>,
+    /// The store of the process.
+    pub store: Arc<dyn Store>,
     /// The pipeline's memory budget in bytes, from which clients size their own queues.
     pub memory: u64,
     /// Whether outputs and positions are committed in one transaction.

@@ -27,8 +27,9 @@ pub use sink::{Answer, BoxSink, Refusal, Settled, Sink};
 pub use source::{BoxSource, Pulled, Source};
 pub use spanned::{Spanned, Text};
 pub use spec::{
-    Acknowledges, Build, BuiltSource, CheckContext, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions,
-    SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec, SourceTraits, Touched, TransformConfig, TransformSpec,
+    Acknowledges, Build, BuiltSource, CheckContext, CompiledSink, CompiledSource, CompiledTransform, KAFKA_TRANSACTION,
+    KeepsPositions, LOCAL_TRANSACTION, SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec, SourceTraits,
+    Touched, TransformConfig, TransformSpec,
 };
 pub use transform::{BoxTransform, Transform};
 pub use units::{ByteSize, HumanDuration};

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
@@ -29,6 +30,11 @@ pub enum KeepsPositions {
     Nowhere,
 }
 
+/// The transactions of a Kafka cluster: outputs in its topics, and offsets of its groups.
+pub const KAFKA_TRANSACTION: &str = "kafka";
+/// The transactions of this process: what it writes to the disk, and positions.
+pub const LOCAL_TRANSACTION: &str = "local";
+
 /// What a configured source can do. The plan derives guarantees from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceTraits {
@@ -38,8 +44,8 @@ pub struct SourceTraits {
     pub finite: bool,
     /// Whether it has several partitions that can be worked on in parallel.
     pub partitioned: bool,
-    /// Whether its positions can be committed in a transaction of a sink of the same kind (Kafka).
-    pub transactional_with: Option<&'static str>,
+    /// The kinds of transactions in which its positions can be committed; where several would do, the first is taken.
+    pub transactional_with: &'static [&'static str],
 }
 
 /// What a sink's answer means.
@@ -58,8 +64,10 @@ pub enum Acknowledges {
 pub struct SinkTraits {
     /// What its answer means.
     pub acknowledges: Acknowledges,
-    /// Whether its writes can be part of a transaction, and of which kind.
-    pub transactional_with: Option<&'static str>,
+    /// The kinds of transactions that its writes can be part of.
+    pub transactional_with: &'static [&'static str],
+    /// After how long the other side aborts such a transaction by itself, if it does.
+    pub transaction_timeout: Option<Duration>,
     /// Whether writing a record twice leaves one, by its key.
     pub idempotent_by_key: bool,
     /// Whether each lane may have its own instance. Otherwise the lanes merge before it.

@@ -1,5 +1,7 @@
-//! Positions in the store: one entry for each partition, in the scope of its pipeline.
+//! Positions in the store: one entry for each partition, in the scope of its pipeline. What else becomes durable with
+//! them is in the same scope, so that one commit holds both.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::positions::Positions;
@@ -47,6 +49,20 @@ pub fn decode(source: &str, entries: &[(String, Vec<u8>)]) -> Result<Positions, 
     Ok(positions)
 }
 
+/// The key of an entry of a participant. It looks like a position of a source without a name, which no source is.
+#[must_use]
+pub fn participant_key(participant: &str, key: &str) -> String {
+    format!("{SEPARATOR}{participant}{SEPARATOR}{key}")
+}
+
+/// The entries of a participant among those of a pipeline, by its own keys.
+#[must_use]
+pub fn participant_entries(participant: &str, entries: &[(String, Vec<u8>)]) -> BTreeMap<String, Vec<u8>> {
+    let prefix = participant_key(participant, "");
+    let own = |(key, value): &(String, Vec<u8>)| Some((key.strip_prefix(&prefix)?.to_owned(), value.clone()));
+    entries.iter().filter_map(own).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +82,17 @@ mod tests {
             let stored: Vec<_> = encode(&positions).into_iter().map(|(key, value)| (key, value.unwrap())).collect();
             prop_assert_eq!(decode("s", &stored), Ok(positions));
             prop_assert_eq!(decode("other", &stored), Ok(Positions::new()));
+        }
+
+        #[test]
+        fn entries_of_a_participant_are_its_own_and_no_positions(
+            entries in proptest::collection::btree_map(".*", any::<Vec<u8>>(), 0..8)
+        ) {
+            let stored: Vec<_> =
+                entries.iter().map(|(key, value)| (participant_key("out", key), value.clone())).collect();
+            prop_assert_eq!(participant_entries("out", &stored), entries);
+            prop_assert_eq!(participant_entries("", &stored), BTreeMap::new());
+            prop_assert_eq!(decode("s", &stored), Ok(Positions::new()));
         }
 
         #[test]

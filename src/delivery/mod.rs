@@ -2,9 +2,14 @@
 
 pub mod checkpoint;
 mod dead_letter;
+mod local;
+mod participant;
 mod positions;
+mod prepared;
 mod transaction;
 
 pub use dead_letter::{DeadLetterForm, HEADER_PREFIX};
-pub use positions::{CommitPositions, Positions};
-pub use transaction::{Committed, SourceOffsets, Transaction};
+pub use local::LocalTransaction;
+pub use participant::{Changes, OwnEntries, Participant, Participants};
+pub use positions::{CommitPositions, Decision, Mark, Positions};
+pub use transaction::{Committed, FenceError, SourceOffsets, Transaction};

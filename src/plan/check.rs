@@ -275,6 +275,7 @@ impl<'a> Compiler<'a> {
             sources: draft.sources.iter().map(|component| component.span).collect(),
             sinks: draft.sinks.iter().map(|component| component.span).collect(),
             dead_letter: draft.dead_letter.as_ref().map(|component| component.span),
+            commit_interval: draft.commit_interval_at,
         };
         guarantee::check(&parts, draft.guarantee.as_ref(), &places, problems);
         let paths = parts.paths();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Guarantee, SinkStage, SourceStage, TransformStage, Upstream};
-use crate::component::{Acknowledges, HumanDuration, KeepsPositions, Problem, Span, Spanned};
+use crate::component::{Acknowledges, HumanDuration, KeepsPositions, LOCAL_TRANSACTION, Problem, Span, Spanned};
 
 /// What one path promises.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +34,63 @@ pub(super) struct Parts<'a> {
 impl Parts<'_> {
     /// The kind whose transaction can hold all sources, all sinks and the dead letter.
     pub(super) fn shared_transaction(&self) -> Option<&'static str> {
-        let kind = self.sources.first()?.compiled.traits.transactional_with?;
-        let sources = self.sources.iter().all(|source| source.compiled.traits.transactional_with == Some(kind));
-        let sinks = self.all_sinks().all(|sink| sink.compiled.traits.transactional_with == Some(kind));
-        (sources && sinks).then_some(kind)
+        self.kinds().into_iter().find(|kind| self.outside(kind).is_empty() && self.judges(kind).len() <= 1)
+    }
+
+    /// All kinds of transactions that a stage could be in, in the order in which the stages name them.
+    fn kinds(&self) -> Vec<&'static str> {
+        let of_sources = self.sources.iter().flat_map(|source| source.compiled.traits.transactional_with);
+        let of_sinks = self.all_sinks().flat_map(|sink| sink.compiled.traits.transactional_with);
+        let mut kinds = Vec::new();
+        for kind in of_sources.chain(of_sinks) {
+            if !kinds.contains(kind) {
+                kinds.push(*kind);
+            }
+        }
+        kinds
+    }
+
+    /// What keeps stages out of a transaction of a kind.
+    fn outside(&self, kind: &str) -> Vec<String> {
+        let sources = self.sources.iter().filter(|source| !source.compiled.traits.transactional_with.contains(&kind));
+        let sources = sources.map(|stage| {
+            format!(
+                "the positions of `{}`, a `{}` source as configured here, cannot be part of a {kind} transaction",
+                stage.name, stage.kind
+            )
+        });
+        let sinks = self.all_sinks().filter(|sink| !sink.compiled.traits.transactional_with.contains(&kind));
+        let sinks = sinks.map(|stage| {
+            format!(
+                "what `{}` writes, a `{}` sink as configured here, cannot be part of a {kind} transaction",
+                stage.name, stage.kind
+            )
+        });
+        sources.chain(sinks).collect()
+    }
+
+    /// The sources whose own commit decides a transaction of a kind. Two of them could decide differently.
+    fn judges(&self, kind: &str) -> Vec<&SourceStage> {
+        let keeps = |source: &&SourceStage| source.compiled.traits.keeps_positions == KeepsPositions::Source;
+        if kind == LOCAL_TRANSACTION { self.sources.iter().filter(keeps).collect() } else { Vec::new() }
+    }
+
+    /// What keeps stages out of the transaction that most of the pipeline could be in.
+    fn reasons_against_exactly_once(&self) -> Vec<String> {
+        if self.shared_transaction().is_some() {
+            return Vec::new();
+        }
+        let Some(kind) = self.kinds().into_iter().min_by_key(|kind| self.outside(kind).len()) else {
+            return self.outside("kafka or local");
+        };
+        let outside = self.outside(kind);
+        match self.judges(kind).as_slice() {
+            [first, second, ..] if outside.is_empty() => vec![format!(
+                "`{}` and `{}` both keep their positions themselves, and a {kind} transaction can follow only one of them",
+                first.name, second.name
+            )],
+            _ => outside,
+        }
     }
 
     fn all_sinks(&self) -> impl Iterator<Item = &SinkStage> {
@@ -143,6 +196,8 @@ pub(super) struct Places {
     pub(super) sources: Vec<Span>,
     pub(super) sinks: Vec<Span>,
     pub(super) dead_letter: Option<Span>,
+    /// If it is said.
+    pub(super) commit_interval: Option<Span>,
 }
 
 /// Reports what the file asks for and cannot have; warns of paths that lose records if the file does not say that they
@@ -156,17 +211,28 @@ pub(super) fn check(
     match stated {
         Some(stated) if stated.value == Guarantee::AtMostOnce => {}
         Some(stated) => {
-            let blamed = if stated.value == Guarantee::ExactlyOnce { outside(parts) } else { losses(parts) };
+            let blamed = match stated.value {
+                Guarantee::ExactlyOnce => parts.reasons_against_exactly_once(),
+                _ => losses(parts),
+            };
             let words = format!("the guarantee `{}` cannot be held", stated.value.word());
             let help = match stated.value {
                 Guarantee::ExactlyOnce => {
-                    "exactly once needs a `kafka` source and `kafka` sinks of one cluster, the dead letter included; \
-                     everything else is at least once at best"
+                    "exactly once needs a `kafka` source and `kafka` sinks of one cluster, or `file` sources, or one \
+                     `kafka` source, and `file` sinks; the dead letter included. Everything else is at least once at \
+                     best"
                 }
                 _ => "say `guarantee: at_most_once` if a loss is acceptable",
             };
             for why in blamed {
                 problems.push(Problem::error(stated.span, format!("{words}: {why}")).help(help));
+            }
+            if stated.value == Guarantee::ExactlyOnce {
+                let place = places.commit_interval.unwrap_or(stated.span);
+                problems.extend(interval_too_long(parts).map(|words| {
+                    Problem::error(place, words)
+                        .help("shorten `commit: { interval: … }`, or raise the sink's `transaction.timeout.ms` in its `options`")
+                }));
             }
         }
         None => {
@@ -187,26 +253,25 @@ pub(super) fn check(
     }
 }
 
+/// Why no transaction could hold an epoch of this length: it is aborted at half of its time-out, so that the other side
+/// never has to, which would be fatal to the client and hold up all readers until then.
+fn interval_too_long(parts: &Parts<'_>) -> Option<String> {
+    parts.shared_transaction()?;
+    let timeout = |sink: &SinkStage| Some((sink.compiled.traits.transaction_timeout?, Arc::clone(&sink.name)));
+    let (timeout, sink) = parts.all_sinks().filter_map(timeout).min()?;
+    let interval = parts.commit_interval;
+    (interval >= timeout / 2).then(|| {
+        format!(
+            "an epoch of {} is too long for the transactions of `{sink}`, which time out after {}: it must be less than half of \
+             that",
+            HumanDuration(interval),
+            HumanDuration(timeout)
+        )
+    })
+}
+
 /// How stages lose records.
 fn losses(parts: &Parts<'_>) -> Vec<String> {
     let sources = parts.sources.iter().filter_map(|source| loss_at_source(source, parts.commit_interval));
     sources.chain(parts.all_sinks().filter_map(loss_at_sink)).collect()
-}
-
-/// What keeps stages out of the transaction that most of the pipeline could be in.
-fn outside(parts: &Parts<'_>) -> Vec<String> {
-    let of_sources = parts.sources.iter().map(|source| source.compiled.traits.transactional_with);
-    let of_sinks = parts.all_sinks().map(|sink| sink.compiled.traits.transactional_with);
-    let kind = of_sources.chain(of_sinks).flatten().next();
-    let is_outside = |of: Option<&str>| of.is_none() || of != kind;
-    let transaction = kind.map_or_else(|| "a transaction".to_owned(), |kind| format!("a {kind} transaction"));
-    let sources = parts.sources.iter().filter(|source| is_outside(source.compiled.traits.transactional_with));
-    let sources = sources.map(|SourceStage { name, kind, .. }| {
-        format!("the positions of `{name}`, a `{kind}` source as configured here, cannot be part of {transaction}")
-    });
-    let sinks = parts.all_sinks().filter(|sink| is_outside(sink.compiled.traits.transactional_with));
-    let sinks = sinks.map(|SinkStage { name, kind, .. }| {
-        format!("what `{name}` writes, a `{kind}` sink as configured here, cannot be part of {transaction}")
-    });
-    sources.chain(sinks).collect()
 }

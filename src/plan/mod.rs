@@ -72,6 +72,9 @@ pub enum OnError {
     Drop,
     /// The pipeline stops, loudly.
     Stop,
+    /// It holds its place and is tried again until it is taken. Only for a sink: whatever stands before it gives the same
+    /// each time.
+    Retry,
 }
 
 /// The kinds of components that a file may name.

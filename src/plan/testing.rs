@@ -19,7 +19,12 @@ use crate::expr::Schema;
 pub(super) const TABLES: Tables = Tables {
     sources: &[SourceSpec::of::<KafkaSource>(), SourceSpec::of::<FileSource>(), SourceSpec::of::<StdinSource>()],
     transforms: &[TransformSpec::of::<Map>(), TransformSpec::of::<Filter>(), ROUTE],
-    sinks: &[SinkSpec::of::<KafkaSink>(), SinkSpec::of::<StdoutSink>(), SinkSpec::of::<UdpSink>()],
+    sinks: &[
+        SinkSpec::of::<KafkaSink>(),
+        SinkSpec::of::<FileSink>(),
+        SinkSpec::of::<StdoutSink>(),
+        SinkSpec::of::<UdpSink>(),
+    ],
 };
 
 /// No variables, no files.
@@ -61,22 +66,28 @@ pub(super) fn mistake(text: &str) -> (String, String) {
     mistakes.remove(0)
 }
 
-fn source(keeps_positions: KeepsPositions, kind: Option<&'static str>) -> CompiledSource {
+fn source(keeps_positions: KeepsPositions, kinds: &'static [&'static str]) -> CompiledSource {
     CompiledSource {
-        traits: SourceTraits { keeps_positions, finite: false, partitioned: kind.is_some(), transactional_with: kind },
+        traits: SourceTraits {
+            keeps_positions,
+            finite: false,
+            partitioned: kinds.contains(&"kafka"),
+            transactional_with: kinds,
+        },
         codec: Codec::Json,
         schema: Schema::default(),
         build: Arc::new(|_| Err(BuildError("a test builds nothing".to_owned()))),
     }
 }
 
-fn sink(acknowledges: Acknowledges, kind: Option<&'static str>) -> CompiledSink {
+fn sink(acknowledges: Acknowledges, kinds: &'static [&'static str]) -> CompiledSink {
     CompiledSink {
         traits: SinkTraits {
             acknowledges,
-            transactional_with: kind,
+            transactional_with: kinds,
+            transaction_timeout: None,
             idempotent_by_key: false,
-            per_lane: kind.is_some(),
+            per_lane: kinds.contains(&"kafka"),
             carries_headers: true,
         },
         touched: Touched::default(),
@@ -116,12 +127,13 @@ macro_rules! configs {
 
 configs!(
     KafkaSource SourceConfig CompiledSource "kafka" { topics: Vec<String> }
-        source(KeepsPositions::Source, Some("kafka"));
-    FileSource SourceConfig CompiledSource "file" { path: String } source(KeepsPositions::Store, None);
-    StdinSource SourceConfig CompiledSource "stdin" { codec: Option<Codec> } source(KeepsPositions::Nowhere, None);
-    KafkaSink SinkConfig CompiledSink "kafka" { topic: String } sink(Acknowledges::Durable, Some("kafka"));
-    StdoutSink SinkConfig CompiledSink "stdout" { codec: Option<Codec> } sink(Acknowledges::Received, None);
-    UdpSink SinkConfig CompiledSink "udp" { codec: Option<Codec> } sink(Acknowledges::Nothing, None);
+        source(KeepsPositions::Source, &["kafka", "local"]);
+    FileSource SourceConfig CompiledSource "file" { path: String } source(KeepsPositions::Store, &["local"]);
+    StdinSource SourceConfig CompiledSource "stdin" { codec: Option<Codec> } source(KeepsPositions::Nowhere, &[]);
+    KafkaSink SinkConfig CompiledSink "kafka" { topic: String } sink(Acknowledges::Durable, &["kafka"]);
+    StdoutSink SinkConfig CompiledSink "stdout" { codec: Option<Codec> } sink(Acknowledges::Received, &[]);
+    FileSink SinkConfig CompiledSink "file" { path: String } sink(Acknowledges::Durable, &["local"]);
+    UdpSink SinkConfig CompiledSink "udp" { codec: Option<Codec> } sink(Acknowledges::Nothing, &[]);
 );
 
 /// A program that may hold the word `bad`, which is a mistake.

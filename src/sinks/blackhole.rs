@@ -27,7 +27,8 @@ impl SinkConfig for BlackholeConfig {
         let traits = SinkTraits {
             // What is discarded on purpose is not lost.
             acknowledges: Acknowledges::Durable,
-            transactional_with: None,
+            transactional_with: &[],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane: true,
             carries_headers: false,

@@ -66,7 +66,8 @@ impl SinkConfig for FileConfig {
         let path: Arc<Path> = PathBuf::from(self.path.value).into();
         let traits = SinkTraits {
             acknowledges: Acknowledges::Durable,
-            transactional_with: None,
+            transactional_with: &[],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane: false,
             carries_headers: false,

@@ -22,8 +22,8 @@ use crate::clients::kafka::transaction::KafkaTransaction;
 use crate::clients::kafka::{PipelineClients, PipelineGroups};
 use crate::codecs::Codec;
 use crate::component::{
-    Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, Problem, Sink, SinkConfig, SinkError,
-    SinkTraits, Spanned, Touched,
+    Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, KAFKA_TRANSACTION, Problem, Sink,
+    SinkConfig, SinkError, SinkTraits, Spanned, Touched,
 };
 use crate::record::{Batch, BodyFormat, Record, json};
 use crate::runtime::Runtime;
@@ -120,7 +120,8 @@ impl SinkConfig for KafkaConfig {
         Some(CompiledSink {
             traits: SinkTraits {
                 acknowledges: Acknowledges::Durable,
-                transactional_with: (!connection.is_embedded()).then_some(Self::NAME),
+                transactional_with: if connection.is_embedded() { &[] } else { &[KAFKA_TRANSACTION] },
+                transaction_timeout: Some(connection.transaction_timeout()),
                 idempotent_by_key: false,
                 per_lane: true,
                 carries_headers: true,
@@ -194,7 +195,7 @@ impl KafkaSink {
                 .producer
                 .current()
                 .filter(|live| !live.has_failed())
-                .ok_or_else(|| SinkError::Rewind("the producer has failed".to_owned())),
+                .ok_or_else(|| SinkError::Outage("the producer has failed".to_owned())),
         }
     }
 
@@ -327,7 +328,7 @@ impl Sink for KafkaSink {
             let live = self.live()?;
             let answer = self.enqueue(&live, &batch).await?.answer();
             let answer: Answer = Box::pin(async move {
-                answer.await.unwrap_or_else(|_| Err(SinkError::Rewind("the producer was closed".to_owned())))
+                answer.await.unwrap_or_else(|_| Err(SinkError::Outage("the producer was closed".to_owned())))
             });
             Ok(answer)
         })

@@ -28,8 +28,8 @@ use self::reader::{FileId, Place, Reader, Seen, end_of_lines};
 use crate::clients::lines::Tail;
 use crate::codecs::Codec;
 use crate::component::{
-    BuiltSource, ByteSize, CheckContext, CompiledSource, KeepsPositions, Problem, Pulled, Source, SourceConfig,
-    SourceContext, SourceError, SourceTraits, Spanned,
+    BuiltSource, ByteSize, CheckContext, CompiledSource, KeepsPositions, LOCAL_TRANSACTION, Problem, Pulled, Source,
+    SourceConfig, SourceContext, SourceError, SourceTraits, Spanned,
 };
 use crate::expr::Schema as BodySchema;
 use crate::observe::StageMetrics;
@@ -168,7 +168,7 @@ impl SourceConfig for FileConfig {
             finite: !self.follow,
             // Files that are read once are read one after another.
             partitioned: self.follow && (paths.len() > 1 || is_pattern(&paths[0])),
-            transactional_with: None,
+            transactional_with: &[LOCAL_TRANSACTION],
         };
         let settings = Settings {
             paths: paths.into(),

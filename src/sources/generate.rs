@@ -114,7 +114,7 @@ impl SourceConfig for GenerateConfig {
             keeps_positions: KeepsPositions::Store,
             finite: self.count.is_some(),
             partitioned: false,
-            transactional_with: None,
+            transactional_with: &[],
         };
         let count = self.count.map_or(i64::MAX, |count| i64::try_from(count).unwrap_or(i64::MAX));
         let rate = self.rate.map(|rate| rate.value);

@@ -18,8 +18,8 @@ use crate::clients::kafka::config::{
 use crate::clients::kafka::consumer::{GroupConsumer, GroupPositions, GroupSettings, Reader, Stop};
 use crate::codecs::Codec;
 use crate::component::{
-    BuiltSource, CheckContext, CompiledSource, KeepsPositions, Problem, Pulled, Source, SourceConfig, SourceContext,
-    SourceError, SourceTraits, Spanned,
+    BuiltSource, CheckContext, CompiledSource, KAFKA_TRANSACTION, KeepsPositions, LOCAL_TRANSACTION, Problem, Pulled,
+    Source, SourceConfig, SourceContext, SourceError, SourceTraits, Spanned,
 };
 use crate::expr::Schema;
 
@@ -86,7 +86,11 @@ impl SourceConfig for KafkaConfig {
                 finite: false,
                 partitioned: true,
                 // The transactions of the embedded cluster hide nothing from a reader.
-                transactional_with: (!connection.is_embedded()).then_some(Self::NAME),
+                transactional_with: if connection.is_embedded() {
+                    &[]
+                } else {
+                    &[KAFKA_TRANSACTION, LOCAL_TRANSACTION]
+                },
             },
             codec: self.codec,
             schema: Schema { kind },
@@ -152,13 +156,14 @@ impl Source for KafkaSource {
         Box::pin(try_stream! {
             let starting = Arc::clone(&consumer);
             let epochs = cx.epochs.clone();
+            let _ended_when_dropped = EndRun { consumer: Arc::clone(&consumer), run };
             cx.runtime.blocking(move || starting.begin_run(run, epochs)).await?;
             let mut reader = Reader::new(Arc::clone(&consumer));
             loop {
                 match reader.next() {
                     Ok(Some(pulled)) => yield pulled,
                     Ok(None) => reader.woken().await,
-                    Err(Stop::Error(error)) => Err(error)?,
+                    Err(Stop::Error(error) | Stop::Denied(error)) => Err(error)?,
                     Err(Stop::Gap(partition, offset)) => {
                         let asked = Arc::clone(&consumer);
                         Err(cx.runtime.blocking(move || asked.describe_gap(&partition, offset)).await)?;
@@ -166,6 +171,18 @@ impl Source for KafkaSource {
                 }
             }
         })
+    }
+}
+
+/// Tells the consumer when its run is over.
+struct EndRun {
+    consumer: Arc<GroupConsumer>,
+    run: u64,
+}
+
+impl Drop for EndRun {
+    fn drop(&mut self) {
+        self.consumer.end_run(self.run);
     }
 }
 

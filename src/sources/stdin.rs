@@ -45,7 +45,7 @@ impl SourceConfig for StdinConfig {
                 keeps_positions: KeepsPositions::Nowhere,
                 finite: true,
                 partitioned: false,
-                transactional_with: None,
+                transactional_with: &[],
             },
             codec: self.codec,
             schema: Schema::default(),

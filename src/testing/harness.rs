@@ -24,6 +24,7 @@ use crate::record::{Batch, BatchBuilder, Draft, Partition, Position};
 use crate::runtime::Runtime;
 use crate::sinks::SINKS;
 use crate::sources::SOURCES;
+use crate::state::MemoryStore;
 use crate::transforms::TRANSFORMS;
 
 /// What the component is called.
@@ -142,6 +143,7 @@ pub fn build_context() -> BuildContext {
         component: NAME.into(),
         instance: "test".into(),
         data_dir: Arc::from(Path::new(".")),
+        store: Arc::new(MemoryStore::new()),
         memory: 64 << 20,
         transactional: false,
         runtime: Runtime::system(),

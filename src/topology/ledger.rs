@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::component::KeepsPositions;
-use crate::delivery::{CommitPositions, Committed, Positions, SourceOffsets, Transaction, checkpoint};
+use crate::delivery::{
+    CommitPositions, Committed, FenceError, Participants, Positions, SourceOffsets, Transaction, checkpoint,
+};
 use crate::state::Store;
 
 /// What became of a commit.
@@ -46,9 +48,23 @@ pub(super) struct Ledger {
     pub(super) store: Arc<dyn Store>,
     /// Commits outputs and positions together, if the pipeline has that.
     pub(super) transaction: Option<Arc<dyn Transaction>>,
+    /// What goes back to the last commit before a run, and commits with the positions that the store keeps.
+    pub(super) participants: Arc<Participants>,
 }
 
 impl Ledger {
+    /// Before anything is written: settles and cuts off what earlier runs, and earlier processes, left.
+    pub(super) async fn fence(&self) -> Result<(), FenceError> {
+        match &self.transaction {
+            Some(transaction) => transaction.fence().await,
+            None if self.participants.is_empty() => Ok(()),
+            None => {
+                let entries = self.store.load(&self.scope).await.map_err(|error| error.to_string())?;
+                Ok(self.participants.recover(&entries).await?)
+            }
+        }
+    }
+
     /// Reads what is committed in the store, for the sources that keep their positions there.
     pub(super) async fn load(&self) -> Result<(), String> {
         if self.accounts.iter().all(|account| account.keeps != KeepsPositions::Store) {
@@ -90,24 +106,13 @@ impl Ledger {
         }
     }
 
-    /// All sinks hold the records: positions may follow, each where it is kept.
+    /// All sinks hold the records: positions may follow, each where it is kept. The store comes first: what participants
+    /// have in it must never be behind the positions, or they would cut off what is not read again.
     async fn commit_apart(&self, epoch: u64, positions: &[Positions]) -> Outcome {
-        let mut stored = Vec::new();
+        let mut stored = self.participants.changes();
         for (account, positions) in self.accounts.iter().zip(positions) {
-            if positions.is_empty() {
-                continue;
-            }
-            match (account.keeps, &account.own) {
-                (KeepsPositions::Store, _) => stored.extend(checkpoint::encode(positions)),
-                (KeepsPositions::Source, Some(own)) => {
-                    if let Err(error) = own.commit(epoch, positions.clone()).await {
-                        return Outcome::Aborted(format!(
-                            "cannot commit the positions of `{}`: {error}",
-                            account.source
-                        ));
-                    }
-                }
-                (KeepsPositions::Source | KeepsPositions::Nowhere, _) => {}
+            if account.keeps == KeepsPositions::Store {
+                stored.extend(checkpoint::encode(positions));
             }
         }
         if !stored.is_empty()
@@ -115,6 +120,19 @@ impl Ledger {
         {
             return Outcome::Aborted(format!("cannot store positions: {error}"));
         }
-        Outcome::Committed
+        for (account, positions) in self.accounts.iter().zip(positions) {
+            if positions.is_empty() {
+                continue;
+            }
+            if let Some(own) = &account.own
+                && let Err(error) = own.commit(epoch, positions.clone()).await
+            {
+                return Outcome::Aborted(format!("cannot commit the positions of `{}`: {error}", account.source));
+            }
+        }
+        match self.participants.committed().await {
+            Ok(()) => Outcome::Committed,
+            Err(error) => Outcome::Aborted(error),
+        }
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 use super::host::Host;
 use super::ledger::{Account, Ledger};
 use crate::component::{BoxSink, BoxSource, BuildContext, BuildError, Clients};
-use crate::delivery::checkpoint;
+use crate::delivery::{LocalTransaction, Participants, Transaction, checkpoint};
 use crate::observe::StageMetrics;
 use crate::plan::{Plan, SinkStage};
 
@@ -41,6 +41,7 @@ impl Parts {
             component: Arc::clone(name),
             instance: Arc::clone(&host.instance),
             data_dir: Arc::clone(&host.data_dir),
+            store: Arc::clone(&host.store),
             memory: plan.memory.unwrap_or(host.memory),
             transactional: plan.transactional,
             runtime: host.runtime.clone(),
@@ -81,12 +82,17 @@ impl Parts {
             .iter()
             .map(|stage| host.metrics.stage(&plan.name, &stage.name, "transform", stage.kind))
             .collect();
-        let transaction = clients.transaction().filter(|_| plan.transactional);
-        if plan.transactional && transaction.is_none() {
-            return Err(BuildError("no sink declared the transaction that the plan counts on".to_owned()));
-        }
+        let participants = clients.shared(Participants::default);
+        let transaction = match clients.transaction() {
+            _ if !plan.transactional => None,
+            Some(transaction) => Some(transaction),
+            None if participants.is_empty() => {
+                return Err(BuildError("no sink declared the transaction that the plan counts on".to_owned()));
+            }
+            None => Some(local_transaction(plan, host, &accounts, &participants)),
+        };
         let scope = checkpoint::scope(&plan.name);
-        let ledger = Ledger { scope, accounts, store: Arc::clone(&host.store), transaction };
+        let ledger = Ledger { scope, accounts, store: Arc::clone(&host.store), transaction, participants };
         Ok(Self { sources, transforms, sinks, dead_letter, ledger })
     }
 
@@ -104,4 +110,21 @@ impl Parts {
     pub(super) fn all_sinks<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = (&'a SinkStage, &'a SinkPart)> {
         plan.sinks.iter().zip(&self.sinks).chain(plan.dead_letter.iter().zip(&self.dead_letter))
     }
+}
+
+/// The transaction of a pipeline whose sinks all write to this machine.
+fn local_transaction(
+    plan: &Plan,
+    host: &Host,
+    accounts: &[Account],
+    participants: &Arc<Participants>,
+) -> Arc<dyn Transaction> {
+    let (store, participants) = (Arc::clone(&host.store), Arc::clone(participants));
+    let transaction = LocalTransaction::new(&plan.name, store, participants, host.runtime.clone());
+    // The plan has seen to it that there is one at most.
+    let judge = accounts.iter().find_map(|account| Some((&account.source, account.own.as_ref()?)));
+    Arc::new(match judge {
+        Some((source, positions)) => transaction.judged_by(Arc::clone(source), Arc::clone(positions)),
+        None => transaction,
+    })
 }

@@ -10,6 +10,7 @@ use super::inputs::Inputs;
 use super::outputs::{Ports, Rejects};
 use super::pace::Pace;
 use super::parts::{Parts, SinkPart};
+use super::quarantine::Quarantine;
 use super::report::Reports;
 use super::stage::{Command, Commands, SinkTask, SourceTask, StageContext, TransformTask};
 use super::trouble::Troubles;
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     pub(super) troubles: Troubles,
     pub(super) commits: Commits,
     pub(super) pace: Pace,
+    pub(super) quarantine: Quarantine,
 }
 
 /// The writers of every stage, filled while the readers are made.
@@ -105,6 +107,7 @@ impl Fabric<'_> {
             reports: self.shared.reports.clone(),
             troubles: self.shared.troubles.clone(),
             commits: self.shared.commits.clone(),
+            quarantine: self.shared.quarantine.clone(),
         }
     }
 }
@@ -211,6 +214,8 @@ fn sink_task(
         index,
         sink: Arc::clone(instance),
         inputs,
+        one_by_one: rejects.on_error == OnError::Retry,
+        alone: None,
         rejects,
         is_dead_letter: stage.from.is_empty(),
         transactional: fabric.plan.transactional,

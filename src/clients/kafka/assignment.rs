@@ -70,7 +70,7 @@ impl<Q> Held<Q> {
     }
 
     /// Where reading goes on after a rewind.
-    fn resume(&self) -> i64 {
+    pub(crate) fn resume(&self) -> i64 {
         self.progress().committed.unwrap_or(self.start)
     }
 }

@@ -17,6 +17,7 @@ use crate::expr::Schema;
 use crate::observe::Metrics;
 use crate::record::{Batch, BatchBuilder, Draft, Partition, Timestamp};
 use crate::runtime::Runtime;
+use crate::state::MemoryStore;
 
 /// How long a test waits for what must come.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -54,6 +55,7 @@ impl Process {
             component: component.into(),
             instance: self.instance.as_str().into(),
             data_dir: Arc::from(Path::new("unused")),
+            store: Arc::new(MemoryStore::new()),
             memory: self.memory,
             transactional: self.transactional,
             runtime: Runtime::system(),

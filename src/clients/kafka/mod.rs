@@ -7,6 +7,7 @@ mod assignment;
 pub mod config;
 pub(crate) mod consumer;
 pub(crate) mod embedded;
+mod errors;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub(crate) mod limits;
@@ -76,6 +77,11 @@ impl PipelineGroups {
 
     pub(crate) fn get(&self, source: &str) -> Option<Arc<GroupConsumer>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner).get(source).cloned()
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Arc<GroupConsumer>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// The first source's group: part of the identity of the pipeline's transactions.

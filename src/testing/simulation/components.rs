@@ -19,7 +19,7 @@ use crate::component::{
     Acknowledges, Answer, BuiltSource, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions, Output, Port,
     Pulled, Settled, Sink, SinkError, SinkTraits, Source, SourceContext, SourceError, SourceTraits, Touched, Transform,
 };
-use crate::delivery::{Committed, Positions, SourceOffsets, Transaction};
+use crate::delivery::{Committed, FenceError, Positions, SourceOffsets, Transaction};
 use crate::expr::Schema;
 use crate::plan::{Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
 use crate::record::{Batch, BatchBuilder, Draft, Partition, Position};
@@ -83,7 +83,7 @@ fn source(world: &Arc<World>, scenario: &Scenario) -> CompiledSource {
     let (world, count, records) = (Arc::clone(world), scenario.partitions, scenario.records);
     let keeps_positions = if scenario.transactional { KeepsPositions::Source } else { KeepsPositions::Store };
     CompiledSource {
-        traits: SourceTraits { keeps_positions, finite: true, partitioned: true, transactional_with: Some(SIMULATED) },
+        traits: SourceTraits { keeps_positions, finite: true, partitioned: true, transactional_with: &[SIMULATED] },
         codec: Codec::Raw,
         schema: Schema::default(),
         build: Arc::new(move |cx| {
@@ -182,7 +182,8 @@ fn compiled_sink(world: &Arc<World>, name: &'static str, scenario: &Scenario, pe
     CompiledSink {
         traits: SinkTraits {
             acknowledges: Acknowledges::Durable,
-            transactional_with: Some(SIMULATED),
+            transactional_with: &[SIMULATED],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane,
             carries_headers: true,
@@ -251,7 +252,7 @@ struct SimulatedTransaction {
 }
 
 impl Transaction for SimulatedTransaction {
-    fn fence(&self) -> BoxFuture<'_, Result<(), String>> {
+    fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>> {
         async {
             self.world.step(Step::Fence, "").await?;
             self.world.abort();
@@ -260,8 +261,8 @@ impl Transaction for SimulatedTransaction {
         .boxed()
     }
 
-    fn longest_open(&self) -> Duration {
-        Duration::from_secs(3)
+    fn longest_open(&self) -> Option<Duration> {
+        Some(Duration::from_secs(3))
     }
 
     fn commit(&self, epoch: u64, offsets: Vec<SourceOffsets>) -> BoxFuture<'_, Committed> {
