@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::draft::{self, Chosen, Component, Draft, listed};
 use super::graph::order;
 use super::guarantee::{self, Parts, Places};
+use super::loops::Loops;
 use super::parallelism::lanes;
 use super::resolve::{Link, Links, Stage, resolve};
 use super::{CompileOptions, Guarantee, OnError, Plan, SinkStage, SourceStage, Tables, TransformStage, Upstream};
@@ -45,6 +46,7 @@ struct Compiler<'a> {
     dead_letter: Option<CompiledSink>,
     /// What is known of the bodies that leave each transform.
     schemas: Vec<Option<Schema>>,
+    loops: Loops,
 }
 
 impl<'a> Compiler<'a> {
@@ -59,6 +61,7 @@ impl<'a> Compiler<'a> {
             sinks: Vec::new(),
             dead_letter: None,
             schemas: vec![None; transforms],
+            loops: Loops::default(),
         }
     }
 
@@ -110,15 +113,19 @@ impl<'a> Compiler<'a> {
             self.schemas[at] = Some(compiled.as_ref().map_or(schema, |compiled| compiled.schema.clone()));
             self.transforms[at] = compiled;
         }
-        let sink = |this: &Self, component: &Component<'_>, schema, problems: &mut Vec<Problem>| {
+        let sink = |this: &mut Self, component: &Component<'_>, schema, problems: &mut Vec<Problem>| {
             this.component(component, schema, problems, |chosen, cx| (sinks[chosen.row].compile)(chosen.config, cx))
         };
         for (component, links) in draft.sinks.iter().zip(&links.sinks) {
-            let compiled = sink(self, component, self.schema_of(links), problems);
+            let schema = self.schema_of(links);
+            let compiled = sink(self, component, schema, problems);
             self.sinks.push(compiled);
         }
-        self.dead_letter =
-            draft.dead_letter.as_ref().and_then(|component| sink(self, component, Schema::default(), problems));
+        if let Some(component) = &draft.dead_letter {
+            self.dead_letter = sink(self, component, Schema::default(), problems);
+        }
+        let hidden = substituted(&self.document.root, &self.document.file.text);
+        problems.extend(self.loops.problems().into_iter().map(|problem| without(problem, &hidden)));
     }
 
     /// What is known of the bodies that enter a stage.
@@ -133,7 +140,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn component<T>(
-        &self,
+        &mut self,
         component: &Component<'_>,
         schema: Schema,
         problems: &mut Vec<Problem>,
@@ -144,6 +151,7 @@ impl<'a> Compiler<'a> {
         let compiled = compile(&chosen, &mut cx);
         let hidden = substituted(chosen.config, &self.document.file.text);
         problems.extend(cx.problems.into_iter().map(|problem| without(problem, &hidden)));
+        self.loops.add(&component.name, cx.writes, cx.reads);
         compiled
     }
 

@@ -9,6 +9,7 @@ mod draft;
 mod explain;
 mod graph;
 mod guarantee;
+mod loops;
 mod parallelism;
 mod resolve;
 #[cfg(test)]

@@ -15,15 +15,15 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use vrl::path::{OwnedSegment, OwnedValuePath, parse_value_path};
 
-use crate::clients::kafka::config::{Connection, Options, Role, Sasl, Tls, is_topic_name};
+use crate::clients::kafka::config::{Connection, Options, Role, Sasl, Tls, is_topic_name, system};
 use crate::clients::kafka::producer::{self, Enqueuing, Live, ProducerSettings, SharedProducer};
 use crate::clients::kafka::raw::{Outgoing, Topic};
 use crate::clients::kafka::transaction::KafkaTransaction;
 use crate::clients::kafka::{PipelineClients, PipelineGroups};
 use crate::codecs::Codec;
 use crate::component::{
-    Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, KAFKA_TRANSACTION, Problem, Sink,
-    SinkConfig, SinkError, SinkTraits, Spanned, Touched,
+    Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, KAFKA_TRANSACTION, Place, Problem,
+    Sink, SinkConfig, SinkError, SinkTraits, Spanned, Touched,
 };
 use crate::record::{Batch, BodyFormat, Record, json};
 use crate::runtime::Runtime;
@@ -116,6 +116,7 @@ impl SinkConfig for KafkaConfig {
         if !right {
             return None;
         }
+        cx.writes.push(Place { system: system(&self.brokers), name: self.topic.value.clone() });
         let (topic, codec, compression) = (self.topic.value, self.codec, self.compression);
         Some(CompiledSink {
             traits: SinkTraits {

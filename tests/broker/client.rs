@@ -9,7 +9,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{FromClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -166,6 +168,19 @@ impl Broker {
             result.unwrap_or_else(|(topic, error)| panic!("topic {topic} was not deleted: {error}"));
         }
         wait_until(&format!("the end of {name}"), CALL_LIMIT, || self.partitions(name).is_none());
+    }
+
+    /// Makes a topic grow to so many partitions.
+    pub(crate) fn add_partitions(&self, name: &str, count: usize) {
+        let admin: AdminClient<DefaultClientContext> = self.client(&[]);
+        let options = AdminOptions::new().request_timeout(Some(CALL_LIMIT));
+        let results = block_on(admin.create_partitions([&NewPartitions::new(name, count)], &options));
+        for result in results.expect("the broker answers") {
+            result.unwrap_or_else(|(topic, error)| panic!("topic {topic} did not grow: {error}"));
+        }
+        wait_until(&format!("a leader of each partition of {name}"), CALL_LIMIT, || {
+            self.partitions(name) == Some(count)
+        });
     }
 
     /// How many partitions of a topic have a leader; `None` if there is no such topic.

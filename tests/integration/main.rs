@@ -10,11 +10,14 @@ mod orders;
 mod broker_itself;
 mod broker_restart;
 mod command_line;
+mod fleet;
 mod kafka_to_kafka;
 mod membership;
 mod missing_topics;
+mod rebalances;
 mod rejected;
 mod stopping;
+mod topics;
 
 use std::time::Duration;
 

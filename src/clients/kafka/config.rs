@@ -392,6 +392,11 @@ impl Connection {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ConnectionId(String, BTreeMap<String, OptionValue>, BTreeMap<String, OptionValue>);
 
+/// Where topics are, for who compares what is read with what is written.
+pub(crate) fn system(brokers: &str) -> String {
+    format!("kafka at {brokers}")
+}
+
 /// Whether Kafka takes this name for a topic.
 pub(crate) fn is_topic_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);

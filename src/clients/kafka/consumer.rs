@@ -7,6 +7,7 @@
 //! On revoke the thread closes the partitions, asks for the epoch to be closed, and gives them up. No lock is held while
 //! it waits, because the commit that it waits for takes the same lock on another thread.
 
+mod discovery;
 mod judge;
 mod reader;
 mod rebalance;
@@ -34,6 +35,7 @@ use super::config::Connection;
 use super::embedded;
 use super::log::Seldom;
 use super::raw::{GroupMetadata, PartitionQueue};
+use discovery::Found;
 pub(crate) use reader::{Reader, Stop};
 pub(crate) use settings::GroupSettings;
 
@@ -81,6 +83,7 @@ struct State {
     fault: Option<SourceError>,
     /// The client met an error that it does not survive.
     dead: bool,
+    found: Found,
 }
 
 struct Running {
@@ -220,15 +223,16 @@ impl GroupConsumer {
     fn join(self: &Arc<Self>) -> Result<(), String> {
         let settings = &self.settings;
         if settings.connection.is_embedded() {
-            settings.topics.iter().try_for_each(|topic| embedded::create_topic(topic))?;
+            settings.topics.names().iter().try_for_each(|topic| embedded::create_topic(topic))?;
         }
         let config = settings.client_config()?;
         let context = Context { group: Arc::clone(self), client: OnceLock::new(), closing: AtomicBool::new(false) };
         let client: Arc<Client> = Arc::new(config.create_with_context(context).map_err(|error| error.to_string())?);
         // It is set once, here.
         let _ = client.context().client.set(Arc::downgrade(&client));
-        let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-        client.subscribe(&topics).map_err(|error| error.to_string())?;
+        // What a former client had subscribed to is subscribed to again; what started once does not start anew.
+        self.state().found.forget_subscription();
+        self.subscribe(&client)?;
         let polled = Arc::clone(&client);
         let thread = std::thread::Builder::new()
             .name("kafka-consumer".to_owned())
@@ -405,7 +409,7 @@ pub(crate) struct GroupOffsets {
 
 fn keep_polling(client: &Client) {
     let group = &client.context().group;
-    while !client.context().is_closing() {
+    while !client.context().is_closing() && group.look_for_topics(client) {
         match client.poll(POLL) {
             None => {}
             Some(Ok(_)) => {
@@ -523,8 +527,7 @@ pub(crate) mod tests {
         let held = group.state().assignment.held().count();
         client.unsubscribe();
         wait_for(0);
-        let topics: Vec<&str> = group.settings.topics.iter().map(String::as_str).collect();
-        client.subscribe(&topics).unwrap();
+        group.subscribe(&client).unwrap();
         wait_for(held);
     }
 
@@ -537,6 +540,6 @@ pub(crate) mod tests {
 
     /// Where a new run would go on.
     pub(crate) fn noted(group: &GroupConsumer, partition: &Partition) -> Option<i64> {
-        group.state().assignment.floor(partition)
+        group.state().assignment.get(partition).map(|held| held.resume())
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod limits;
 mod log;
 pub(crate) mod producer;
 pub(crate) mod raw;
+pub(crate) mod topics;
 pub(crate) mod transaction;
 
 use std::collections::BTreeMap;
@@ -41,6 +42,12 @@ impl PipelineClients {
     pub(crate) fn producer(&self, id: ConnectionId, make: impl FnOnce() -> SharedProducer) -> Arc<SharedProducer> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(inner.producers.entry(id).or_insert_with(|| Arc::new(make())))
+    }
+
+    /// The producers that write a topic of this name, each in its own cluster.
+    pub(crate) fn writers_of(&self, topic: &str) -> Vec<Arc<SharedProducer>> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.producers.values().filter(|producer| producer.writes(topic)).map(Arc::clone).collect()
     }
 
     /// The pipeline's transaction over a producer.

@@ -83,6 +83,11 @@ impl SharedProducer {
         lock(&self.topics).entry(topic.to_owned()).or_default();
     }
 
+    /// Whether a topic was announced.
+    pub(crate) fn writes(&self, topic: &str) -> bool {
+        lock(&self.topics).contains_key(topic)
+    }
+
     /// What a topic takes, as far as it is known.
     pub(crate) fn limits(&self, topic: &str) -> Limits {
         lock(&self.topics).get(topic).copied().unwrap_or_default()

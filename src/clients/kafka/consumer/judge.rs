@@ -58,8 +58,8 @@ impl GroupConsumer {
         let settings = &self.settings;
         settings.metrics.error("topic_missing");
         if self.seldom.now("topic missing") {
-            let topics = settings.topics.join("`, `");
-            tracing::warn!(component = %settings.source, "waiting for a topic that does not exist (of `{topics}`)");
+            let topics = &settings.topics;
+            tracing::warn!(component = %settings.source, "waiting for a topic that does not exist (of {topics})");
         }
     }
 
@@ -67,8 +67,7 @@ impl GroupConsumer {
     /// knows of us. It says nothing of what we may do.
     fn is_answered(&self, client: &Client, code: Code) -> bool {
         let is_about_the_connection = matches!(code, Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL);
-        is_about_the_connection
-            && client.fetch_metadata(self.settings.topics.first().map(String::as_str), REQUEST).is_ok()
+        is_about_the_connection && client.client().fetch_cluster_id(REQUEST).is_some()
     }
 
     /// The client is of no more use: the run ends, and the next one makes a new client.

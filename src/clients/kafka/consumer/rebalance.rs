@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::KafkaResult;
+use rdkafka::metadata::MetadataPartition;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::{Client, Context, GroupConsumer, PAUSE, Queue, REQUEST, REVOKE_LIMIT, committed_offsets, names};
@@ -165,19 +166,20 @@ impl GroupConsumer {
         if self.settings.start_at == StartAt::Earliest {
             return Ok(None);
         }
-        let metadata = client.fetch_metadata(Some(topic), REQUEST)?;
-        let numbers: Vec<i32> = metadata
-            .topics()
-            .iter()
-            .filter(|described| described.name() == topic)
-            .flat_map(|described| described.partitions().iter().map(rdkafka::metadata::MetadataPartition::id))
-            .collect();
-        if !committed_offsets(client, numbers.iter().map(|&number| (topic, number)))?.is_empty() {
+        let Some(topics) = self.starting_together(topic) else { return Ok(None) };
+        let mut all = Vec::new();
+        for topic in &topics {
+            let metadata = client.fetch_metadata(Some(topic), REQUEST)?;
+            let described = metadata.topics().iter().filter(|described| described.name() == topic);
+            let numbers = described.flat_map(|described| described.partitions().iter().map(MetadataPartition::id));
+            all.extend(numbers.map(|number| (topic.as_str(), number)));
+        }
+        if !committed_offsets(client, all.iter().copied())?.is_empty() {
             return Ok(None);
         }
         let mut starts = BTreeMap::new();
         let mut list = TopicPartitionList::new();
-        for number in numbers {
+        for (topic, number) in all {
             let (_, newest) = client.fetch_watermarks(topic, number, REQUEST)?;
             list.add_partition_offset(topic, number, Offset::Offset(newest))?;
             starts.insert((topic.to_owned(), number), newest);

@@ -1,8 +1,10 @@
 //! What a membership is made with.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use crate::clients::kafka::PipelineClients;
 use crate::clients::kafka::config::{Connection, Protocol, StartAt};
+use crate::clients::kafka::topics::Topics;
 use crate::observe::StageMetrics;
 use crate::runtime::Runtime;
 
@@ -12,7 +14,9 @@ pub(crate) struct GroupSettings {
     pub(crate) connection: Connection,
     pub(crate) source: Arc<str>,
     pub(crate) group: String,
-    pub(crate) topics: Vec<String>,
+    pub(crate) topics: Topics,
+    /// What the pipeline itself writes. Not kept alive from here: it keeps this alive.
+    pub(crate) outputs: Weak<PipelineClients>,
     pub(crate) start_at: StartAt,
     pub(crate) protocol: Protocol,
     /// Who this member is, over its restarts.
