@@ -172,7 +172,7 @@ impl Quarantine {
 
 impl State {
     fn admit(&mut self, pulled: &Pulled) -> Option<usize> {
-        let (front, are_suspects) = self.suspicion.front(&pulled.batch, pulled.position);
+        let (front, are_suspects) = self.suspicion.front(pulled);
         let admitted = if are_suspects {
             if self.isolated || self.records > 0 {
                 self.waits = true;
@@ -197,11 +197,11 @@ impl State {
         let Some(first) = batch.records().first().filter(|_| records > 0) else { return };
         self.records += records as u64;
         let behind = position_behind(pulled, records);
-        match self.ranges.get_mut(&**batch.origin()) {
+        match self.ranges.get_mut(&**pulled.partition()) {
             Some(range) => range.end = range.end.max(behind),
             None => {
-                let front = pulled.position.in_front_of(first.offset);
-                self.ranges.insert((**batch.origin()).clone(), front..behind);
+                let front = pulled.in_front_of(first);
+                self.ranges.insert((**pulled.partition()).clone(), front..behind);
             }
         }
     }
@@ -216,7 +216,7 @@ fn cut_at(batch: &Batch, at: usize) -> usize {
 /// The position behind so many records of what was pulled.
 fn position_behind(pulled: &Pulled, records: usize) -> Position {
     match pulled.batch.records().get(records) {
-        Some(next) => pulled.position.in_front_of(next.offset),
+        Some(next) => pulled.in_front_of(next),
         None => pulled.position,
     }
 }
@@ -228,9 +228,13 @@ pub(super) fn take_front(held: &mut Option<Pulled>, records: usize) -> Option<Pu
         return Some(whole);
     }
     let (front, rest) = whole.batch.records().split_at(records);
-    let piece = Pulled { batch: whole.batch.with_records(front.to_vec()), position: position_behind(&whole, records) };
+    let piece = Pulled {
+        batch: whole.batch.with_records(front.to_vec()),
+        position: position_behind(&whole, records),
+        read_from: whole.read_from.clone(),
+    };
     let rest = whole.batch.with_records(rest.to_vec());
-    *held = Some(Pulled { batch: rest, position: whole.position });
+    *held = Some(Pulled { batch: rest, ..whole });
     Some(piece)
 }
 

@@ -226,6 +226,7 @@ impl Kit {
         Plan {
             name: "p".into(),
             file: PathBuf::new(),
+            declared: crate::plan::Declared::default(),
             guarantee: if self.transactional { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
             paths: Vec::new(),
             transactional: self.transactional,
@@ -350,7 +351,7 @@ impl Source for TestSource {
                         built.push_copy(Draft { body: offset.to_string().as_bytes(), offset, ..Draft::default() });
                     }
                     *at = end;
-                    yield Pulled { batch: built.finish(), position: Position(end) };
+                    yield Pulled { batch: built.finish(), position: Position(end), read_from: None };
                 }
             }
             if !finite {
