@@ -28,10 +28,12 @@ pub(crate) struct Case {
 
 impl Case {
     /// All that are struck, at once.
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self { route: Route::KafkaToKafka, exactly_once: true },
         Self { route: Route::KafkaToKafka, exactly_once: false },
+        Self { route: Route::KafkaToFile, exactly_once: true },
         Self { route: Route::KafkaToFile, exactly_once: false },
+        Self { route: Route::FileToFile, exactly_once: true },
         Self { route: Route::FileToFile, exactly_once: false },
     ];
 
