@@ -370,7 +370,7 @@ impl Reader<'_> {
                 "from" if matches!(section, Section::Transform | Section::Sink) => {
                     component.from = self.from(key, value);
                 }
-                "on_error" if section != Section::DeadLetter => component.on_error = self.on_error(value),
+                "on_error" if section != Section::DeadLetter => component.on_error = self.on_error(value, section),
                 "from" | "on_error" | "name" | "parallelism" | "buffer" | "was" => self.misplaced(key, section),
                 _ => {}
             }
@@ -499,12 +499,16 @@ impl Reader<'_> {
         From::Named(references)
     }
 
-    fn on_error(&mut self, node: &Node) -> Option<Spanned<OnError>> {
-        if node.text() == Some("retry") {
-            self.problems.push(
-                Problem::error(node.span, "`on_error: retry` is not supported yet")
-                    .help("use `dead_letter`, `drop` or `stop`"),
-            );
+    fn on_error(&mut self, node: &Node, section: Section) -> Option<Spanned<OnError>> {
+        if node.text() == Some("retry") && section != Section::Sink {
+            let words = match section {
+                Section::Source => "a source cannot try again: the same bytes are refused each time",
+                _ => "a transform cannot try again: the same record gives the same each time",
+            };
+            self.problems
+                .push(Problem::error(node.span, words).help(
+                    "use `dead_letter`, `drop` or `stop`; `retry` is for a sink, whose other side can be mended",
+                ));
             return None;
         }
         self.value(node)

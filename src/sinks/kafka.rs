@@ -196,7 +196,7 @@ impl KafkaSink {
                 .producer
                 .current()
                 .filter(|live| !live.has_failed())
-                .ok_or_else(|| SinkError::Rewind("the producer has failed".to_owned())),
+                .ok_or_else(|| SinkError::Outage("the producer has failed".to_owned())),
         }
     }
 
@@ -341,7 +341,7 @@ impl Sink for KafkaSink {
             let live = self.live()?;
             let answer = self.enqueue(&live, &batch).await?.answer();
             let answer: Answer = Box::pin(async move {
-                answer.await.unwrap_or_else(|_| Err(SinkError::Rewind("the producer was closed".to_owned())))
+                answer.await.unwrap_or_else(|_| Err(SinkError::Outage("the producer was closed".to_owned())))
             });
             Ok(answer)
         })

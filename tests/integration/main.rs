@@ -11,6 +11,7 @@ mod broker_itself;
 mod broker_restart;
 mod command_line;
 mod denied;
+mod dlq;
 mod fleet;
 mod kafka_to_kafka;
 mod membership;

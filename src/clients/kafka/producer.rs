@@ -338,9 +338,12 @@ impl Slots {
 pub(crate) fn failed(code: Code) -> SinkError {
     match verdict(code) {
         // The next run does not begin to write before the right is there.
-        Verdict::Denied => SinkError::Rewind(format!("not allowed to write: {code}")),
+        Verdict::Denied => SinkError::Outage(format!("not allowed to write: {code}")),
         Verdict::DeniedForGood => SinkError::Fatal(format!("not allowed to write: {code}")),
-        _ => SinkError::Rewind(format!("records were not written: {code}")),
+        Verdict::Record | Verdict::Size | Verdict::Suspect => {
+            SinkError::Rewind(format!("records were not written: {code}"))
+        }
+        _ => SinkError::Outage(format!("records were not written: {code}")),
     }
 }
 
@@ -578,6 +581,6 @@ mod tests {
         let (slot, mut answer) = slots.open(5);
         slots.discharge(slot as usize, 4);
         slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
-        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
     }
 }

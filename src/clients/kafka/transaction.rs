@@ -121,15 +121,15 @@ impl KafkaTransaction {
             Phase::Over(why) => Some(why.as_str()),
         };
         if let Some(why) = why {
-            return Err(SinkError::Rewind(why.to_owned()));
+            return Err(SinkError::Outage(why.to_owned()));
         }
-        let live = self.inner.producer.current().ok_or_else(|| SinkError::Rewind("there is no producer".to_owned()))?;
+        let live = self.inner.producer.current().ok_or_else(|| SinkError::Outage("there is no producer".to_owned()))?;
         if matches!(&*phase, Phase::Idle) {
             if let Err(error) = live.raw().begin_transaction() {
                 if error.fatal {
                     live.set_failed();
                 }
-                return Err(SinkError::Rewind(format!("cannot begin a transaction: {error}")));
+                return Err(SinkError::Outage(format!("cannot begin a transaction: {error}")));
             }
             *phase = Phase::Open { since: self.inner.now() };
         }
@@ -686,7 +686,7 @@ mod tests {
         assert_eq!(pipeline.committed(), Some(BEGINNING));
         // Nothing more is written in the run that failed, and the next one repeats it.
         let stale = pipeline.sink.write(Arc::new(pulled[0].batch.clone())).await;
-        assert!(matches!(stale.map(drop), Err(SinkError::Rewind(_))));
+        assert!(matches!(stale.map(drop), Err(SinkError::Outage(_))));
         let again = pipeline.run(10).await;
         assert_eq!(bodies(&again), bodies(&pulled));
         assert_eq!(pipeline.commit(&again).await, Committed::Yes);
@@ -750,7 +750,7 @@ mod tests {
                 Runtime::system().sleep(WATCH).await;
             }
         });
-        assert!(matches!(why.await.unwrap(), SinkError::Rewind(_)));
+        assert!(matches!(why.await.unwrap(), SinkError::Outage(_)));
         assert!(matches!(pipeline.commit(&pulled).await, Committed::Aborted(_)));
         assert_eq!(pipeline.committed(), Some(BEGINNING));
     }
