@@ -1,10 +1,12 @@
 //! A source turns the outside world into a stream of batches.
 
+use std::sync::Arc;
+
 use futures::stream::BoxStream;
 
 use super::context::SourceContext;
 use super::error::SourceError;
-use crate::record::{Batch, Position};
+use crate::record::{Batch, Partition, Position};
 
 /// A batch, and the position in its partition just behind its last record.
 #[derive(Debug)]
@@ -21,6 +23,12 @@ pub struct Pulled {
 /// A source knows nothing of barriers and epochs. Nobody polls it while its channel or the memory
 /// budget is full, so a source that reads only when polled is backpressured without a line of code.
 pub trait Source: Send + 'static {
+    /// The one partition in which its positions count, for a source that passes on what other sources read: a buffer.
+    /// `None` for all others, whose positions count in the partition that each batch came from.
+    fn partition(&self) -> Option<Arc<Partition>> {
+        None
+    }
+
     /// Reads from `cx.resume_from(partition)` on, or from where the config says if nothing was committed.
     ///
     /// The stream is dropped at any `await` and asked for anew when the pipeline rewinds; what must

@@ -5,11 +5,13 @@
 //! what is known of its input, and who reads whom), `guarantee` (what each path promises), `parallelism`.
 
 mod check;
+mod domains;
 mod draft;
 mod explain;
 mod graph;
 mod guarantee;
 mod parallelism;
+mod paths;
 mod resolve;
 #[cfg(test)]
 mod testing;
@@ -21,9 +23,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::clients::buffer::WhenFull;
 use crate::component::{CompiledSink, CompiledSource, CompiledTransform, Port, SinkSpec, SourceSpec, TransformSpec};
 
 pub use check::{compile, declared_name};
+pub use domains::Domain;
+pub use draft::DEAD_LETTER;
 pub use explain::explain;
 pub use guarantee::PathGuarantee;
 pub use parallelism::MOST_LANES;
@@ -124,6 +129,8 @@ pub enum Upstream {
 pub struct Plan {
     /// Its name.
     pub name: Arc<str>,
+    /// The domain of the pipeline that this is, if it is one of several and not the first; see [`Plan::domains`].
+    pub domain: Option<Arc<str>>,
     /// The file that declares it.
     pub file: PathBuf,
     /// What it promises as a whole: the least of its paths.
@@ -146,6 +153,15 @@ pub struct Plan {
     pub sinks: Vec<SinkStage>,
     /// Where rejected records go.
     pub dead_letter: Option<SinkStage>,
+}
+
+/// A disk buffer before a stage: it ends an epoch domain and begins another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    /// The bytes that it may take on the disk.
+    pub disk: u64,
+    /// What happens when it is full.
+    pub when_full: WhenFull,
 }
 
 /// A source of a plan.
@@ -174,6 +190,8 @@ pub struct TransformStage {
     pub compiled: CompiledTransform,
     /// What becomes of a record that it refuses.
     pub on_error: OnError,
+    /// The disk buffer before it.
+    pub buffer: Option<Buffer>,
 }
 
 /// A sink of a plan.
@@ -189,4 +207,6 @@ pub struct SinkStage {
     pub compiled: CompiledSink,
     /// What becomes of a record that it refuses.
     pub on_error: OnError,
+    /// The disk buffer before it.
+    pub buffer: Option<Buffer>,
 }

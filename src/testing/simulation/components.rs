@@ -35,6 +35,7 @@ pub(super) fn plan(name: &str, world: &Arc<World>, scenario: &Scenario) -> Plan 
         if transactional { (TRANSACTIONAL_SINK, TRANSACTIONAL_DEAD_LETTER) } else { (SINK, DEAD_LETTER) };
     Plan {
         name: name.into(),
+        domain: None,
         file: PathBuf::new(),
         guarantee: if transactional { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
         paths: Vec::new(),
@@ -54,6 +55,7 @@ pub(super) fn plan(name: &str, world: &Arc<World>, scenario: &Scenario) -> Plan 
             from: vec![Upstream::Source(0)],
             compiled: transform(world),
             on_error: OnError::DeadLetter,
+            buffer: None,
         }],
         sinks: vec![SinkStage {
             name: "out".into(),
@@ -61,6 +63,7 @@ pub(super) fn plan(name: &str, world: &Arc<World>, scenario: &Scenario) -> Plan 
             from: vec![Upstream::Transform(0, Port(0))],
             compiled: compiled_sink(world, sink, scenario, scenario.sink_per_lane),
             on_error: OnError::DeadLetter,
+            buffer: None,
         }],
         dead_letter: Some(SinkStage {
             name: "dead_letter".into(),
@@ -68,6 +71,7 @@ pub(super) fn plan(name: &str, world: &Arc<World>, scenario: &Scenario) -> Plan 
             from: Vec::new(),
             compiled: compiled_sink(world, dead_letter, scenario, false),
             on_error: OnError::Stop,
+            buffer: None,
         }),
     }
 }

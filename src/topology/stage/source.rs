@@ -63,6 +63,7 @@ impl SourceTask {
     pub(in crate::topology) async fn run(self) -> Result<(), Failure> {
         let Self { cx, index, source, source_cx, codec, lanes, rejects, pace, mut commands } = self;
         let mut source = source.lock().await;
+        let log = source.partition();
         let mut stream = source.stream(source_cx);
         let mut dealer = Dealer { cx: &cx, codec, lanes, rejects, lane_of: HashMap::new(), next_lane: 0 };
         let owner = Owner::default();
@@ -99,7 +100,7 @@ impl SourceTask {
                     if open.positions.is_empty() {
                         cx.report(Report::Moved).await?;
                     }
-                    note(&mut open.positions, batch.origin(), position);
+                    note(&mut open.positions, log.as_ref().unwrap_or(batch.origin()), position);
                     if !batch.is_empty() {
                         open.arrivals.push((cx.runtime.clock().now(), batch.len()));
                         dealer.deal(batch, &owner, &mut watch).await?;
