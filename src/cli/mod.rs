@@ -1,5 +1,6 @@
 //! The command line: one file for each command.
 
+mod buffer;
 pub mod check;
 pub mod explain;
 pub mod load;
@@ -46,6 +47,11 @@ enum Command {
         #[arg(required = true, value_name = "FILE|DIR")]
         paths: Vec<PathBuf>,
     },
+    /// Look into the disk buffers of a data folder, beside a running daemon or without one
+    Buffer {
+        #[command(subcommand)]
+        ask: buffer::Ask,
+    },
     /// Show what pipeline files compile to: stages, lanes, channels, fields, guarantees
     Explain {
         /// Pipeline files, or folders of them
@@ -61,6 +67,7 @@ pub fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Run { config, paths } => run::run(config.as_deref(), &paths),
         Command::Check { format, paths } => printed(check::check(&paths, format, &mut stdout().lock())),
+        Command::Buffer { ask } => printed(buffer::answer(&ask, &mut stdout().lock())),
         Command::Explain { paths } => printed(explain::explain(&paths, &mut stdout().lock())),
     };
     code.into()

@@ -196,8 +196,11 @@ impl Log {
             inner.unsynced_names = true;
         }
         inner.segments.retain(|segment| segment.base < to.position);
-        if let Some(last) = inner.segments.back().copied() {
-            let file = OpenOptions::new().write(true).open(last.path(&self.folder))?;
+        let last = inner.segments.back().copied();
+        let opened = last.map(|last| OpenOptions::new().write(true).open(last.path(&self.folder)));
+        // What was taken away behind our back is passed over by the reader.
+        let opened = opened.filter(|file| file.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::NotFound));
+        if let (Some(last), Some(file)) = (last, opened.transpose()?) {
             let len = to.position - last.base;
             let had = file.metadata()?.len();
             if had > len {
@@ -431,7 +434,10 @@ impl Log {
         let mut inner = self.inner();
         if let Some(at) = inner.segments.iter().position(|known| known.base == segment.base && !known.damaged) {
             let aside = Segment { damaged: true, ..segment };
-            fs::rename(segment.path(&self.folder), aside.path(&self.folder))?;
+            match fs::rename(segment.path(&self.folder), aside.path(&self.folder)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
             inner.unsynced_names = true;
             inner.segments[at] = aside;
             if at + 1 == inner.segments.len() {
@@ -557,4 +563,371 @@ fn create(folder: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::super::frame::tests::{batches, whole};
+    use super::*;
+    use crate::record::Draft;
+
+    const FIRST: u64 = 1 << 40;
+    const ROOMY: Limits = Limits { bytes: 1 << 20, segment: 300 };
+
+    fn open(dir: &TempDir, limits: Limits, committed: Option<Place>) -> Log {
+        Log::open(&dir.path().join("buffers/p/s"), limits, committed, FIRST).unwrap()
+    }
+
+    /// A batch of one record with this body.
+    fn one(body: &str) -> Batch {
+        let origin = Partition { source: "in".into(), topic: "orders".into(), number: 3 };
+        let mut batch = BatchBuilder::new(Arc::new(origin), 0, 1);
+        batch.push_copy(Draft { body: body.as_bytes(), ..Draft::default() });
+        batch.finish()
+    }
+
+    fn append(log: &Log, run: u64, body: &str) {
+        log.append(run, &one(body), Timestamp(7)).unwrap();
+    }
+
+    /// Appends, syncs and publishes, as an epoch does.
+    fn commit(log: &Log, run: u64, bodies: &[&str]) -> Place {
+        bodies.iter().for_each(|body| append(log, run, body));
+        let place = log.sync(run).unwrap();
+        log.publish(place);
+        place
+    }
+
+    fn body(batch: &Batch) -> Option<String> {
+        let record = batch.records().first()?;
+        Some(String::from_utf8_lossy(batch.body(record)).into_owned())
+    }
+
+    /// The bodies from a place on, and the place behind them.
+    fn read(log: &Log, from: Option<u64>) -> (Vec<String>, Place) {
+        let mut cursor = log.cursor(from).unwrap();
+        let batches = log.read(&mut cursor, usize::MAX).unwrap();
+        (batches.iter().filter_map(|(batch, _)| body(batch)).collect(), cursor.place())
+    }
+
+    fn files(log: &Log, ending: &str) -> Vec<PathBuf> {
+        let all = fs::read_dir(log.folder()).unwrap().map(|entry| entry.unwrap().path());
+        let mut all: Vec<_> = all.filter(|path| path.to_string_lossy().ends_with(ending)).collect();
+        all.sort();
+        all
+    }
+
+    /// Changes one byte of the frame that holds this text.
+    fn damage(log: &Log, text: &str) -> PathBuf {
+        for path in files(log, "") {
+            let mut bytes = fs::read(&path).unwrap();
+            if let Some(at) = memchr::memmem::find(&bytes, text.as_bytes()) {
+                bytes[at] ^= 1;
+                fs::write(&path, bytes).unwrap();
+                return path;
+            }
+        }
+        panic!("nothing holds {text}");
+    }
+
+    const LONG: &str = "a body of a hundred bytes, give or take, so that a few of them fill a segment of three hundred bytes";
+
+    fn long(number: u32) -> String {
+        format!("{LONG} {number}")
+    }
+
+    fn commit_long(log: &Log, run: u64, numbers: std::ops::Range<u32>) -> Place {
+        let bodies: Vec<_> = numbers.map(long).collect();
+        commit(log, run, &bodies.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn only_what_is_published_is_read_and_what_is_released_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        commit_long(&log, run, 0..10);
+        append(&log, run, "not yet");
+        let (read_once, place) = read(&log, None);
+        assert_eq!(read_once, (0..10).map(long).collect::<Vec<_>>());
+        assert_eq!(place.records, 10);
+        let segments = files(&log, ".segment").len();
+        assert!(segments > 3);
+        assert_eq!(log.stats().records, 11);
+
+        log.release(place);
+        assert_eq!(files(&log, ".segment").len(), 1);
+        assert_eq!(log.stats().records, 1);
+        assert_eq!(read(&log, Some(place.position)).0, Vec::<String>::new());
+        commit(&log, run, &["next"]);
+        assert_eq!(read(&log, Some(place.position)).0, ["not yet", "next"]);
+    }
+
+    #[test]
+    fn what_was_not_committed_is_cut_off_over_as_many_segments_as_it_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        let committed = commit_long(&log, run, 0..3);
+        (3..9).for_each(|number| append(&log, run, &long(number)));
+        drop(log);
+
+        let log = open(&dir, ROOMY, Some(committed));
+        // The reader does not wait for the writer.
+        assert_eq!(read(&log, None).0.len(), 3);
+        let run = log.cut_back(Some(committed)).unwrap();
+        commit(&log, run, &["another"]);
+        let (bodies, place) = read(&log, None);
+        assert_eq!((bodies.len(), bodies.last().map(String::as_str)), (4, Some("another")));
+        assert_eq!((place, place.records), (log.end(), 4));
+    }
+
+    #[test]
+    fn rule_2_a_run_that_was_cut_off_writes_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let old = log.cut_back(None).unwrap();
+        let new = log.cut_back(None).unwrap();
+        assert!(matches!(log.append(old, &one("late"), Timestamp(0)), Err(AppendError::Stale)));
+        assert!(matches!(log.sync(old), Err(AppendError::Stale)));
+        append(&log, new, "in time");
+    }
+
+    #[test]
+    fn a_full_log_takes_nothing_until_the_reader_has_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, Limits { bytes: 1000, segment: 300 }, None);
+        let run = log.cut_back(None).unwrap();
+        let first = commit_long(&log, run, 0..3);
+        let mut number = 3;
+        while log.append(run, &one(&long(number)), Timestamp(0)).is_ok() {
+            number += 1;
+        }
+        assert!(log.stats().bytes <= 1000, "bounded by what was said");
+        assert!((4..10).contains(&number));
+        log.release(first);
+        append(&log, run, &long(number));
+    }
+
+    #[test]
+    fn an_epoch_larger_than_the_log_is_taken_when_the_reader_has_nothing_left_to_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, Limits { bytes: 1000, segment: 300 }, None);
+        let run = log.cut_back(None).unwrap();
+        let end = commit_long(&log, run, 0..50);
+        assert_eq!(read(&log, None), ((0..50).map(long).collect(), end));
+    }
+
+    #[test]
+    fn a_damaged_frame_is_passed_over_and_its_segment_set_aside_and_the_rest_flows() {
+        for header in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let log = open(&dir, ROOMY, None);
+            let run = log.cut_back(None).unwrap();
+            let end = commit_long(&log, run, 0..9);
+            let path = if header { files(&log, ".segment").remove(1) } else { damage(&log, &long(4)) };
+            if header {
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[..HEADER].fill(0);
+                fs::write(&path, bytes).unwrap();
+            }
+            let (bodies, place) = read(&log, None);
+            assert_eq!((bodies.len(), place), (8, end), "{bodies:?}");
+            let stats = log.stats();
+            assert_eq!(stats.damaged, 1);
+            let aside = files(&log, ".damaged");
+            assert_eq!(aside, [path.with_extension("damaged")]);
+            assert!(stats.damage.unwrap().contains(&aside[0].display().to_string()));
+
+            // What was passed is not met again, and the damaged file stays.
+            log.release(place);
+            drop(log);
+            let log = open(&dir, ROOMY, Some(end));
+            assert_eq!(read(&log, Some(place.position)).0, Vec::<String>::new());
+            assert_eq!((files(&log, ".damaged").len(), files(&log, ".segment").len()), (1, 1));
+        }
+    }
+
+    #[test]
+    fn damage_in_the_segment_that_is_written_costs_nothing_that_is_not_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, Limits::of(1 << 20), None);
+        let run = log.cut_back(None).unwrap();
+        let committed = commit(&log, run, &["one", "two", "three"]);
+        append(&log, run, "open");
+        damage(&log, "two");
+        assert_eq!(read(&log, None).0, ["one", "three"]);
+        commit(&log, run, &["next"]);
+        assert_eq!(read(&log, None).0, ["one", "three", "open", "next"]);
+        // And what is cut off is cut off in the file that was set aside, too.
+        let run = log.cut_back(Some(committed)).unwrap();
+        commit(&log, run, &["again"]);
+        assert_eq!(read(&log, None).0, ["one", "three", "again"]);
+    }
+
+    #[test]
+    fn missing_files_are_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        let end = commit_long(&log, run, 0..9);
+        fs::remove_file(&files(&log, ".segment")[1]).unwrap();
+        assert!(read(&log, None).0.len() < 9);
+        drop(log);
+        // All of them: the log goes on where the store says.
+        let log = open(&dir, ROOMY, Some(end));
+        files(&log, "segment").into_iter().for_each(|path| fs::remove_file(path).unwrap());
+        let run = log.cut_back(Some(end)).unwrap();
+        commit(&log, run, &["next"]);
+        assert_eq!(read(&log, Some(end.position)).0, ["next"]);
+    }
+
+    #[test]
+    fn where_the_store_was_lost_all_that_is_sound_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        commit_long(&log, run, 0..5);
+        drop(log);
+        let log = open(&dir, ROOMY, None);
+        let last = files(&log, ".segment").pop().unwrap();
+        let mut torn = fs::read(&last).unwrap();
+        torn.extend_from_slice(b"WFr1 torn");
+        drop(log);
+        fs::write(&last, torn).unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        commit(&log, run, &["next"]);
+        let (bodies, place) = read(&log, None);
+        assert_eq!((bodies.len(), place.records), (6, 6));
+    }
+
+    #[test]
+    fn a_position_of_another_log_reads_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        commit(&log, run, &["one", "two"]);
+        assert_eq!(read(&log, Some(FIRST - 1)).0, ["one", "two"]);
+        assert_eq!(read(&log, Some(FIRST << 1)).0, ["one", "two"]);
+    }
+
+    #[tokio::test]
+    async fn a_reader_waits_for_more_and_ends_when_there_will_be_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        let mut cursor = log.cursor(None).unwrap();
+        let (readable, _) = tokio::join!(log.readable(&cursor), async { commit(&log, run, &["one"]) });
+        assert!(readable);
+        log.read(&mut cursor, 1).unwrap();
+        let (readable, ()) = tokio::join!(log.readable(&cursor), async { log.finish() });
+        assert!(!readable);
+    }
+
+    /// What a writer does.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Append(Batch),
+        Commit,
+        /// The reader commits what it has read.
+        Release,
+        /// The process dies; this share of what was not synced is on the disk, and then some bytes that nobody wrote.
+        Crash(prop::sample::Index, Vec<u8>),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            5 => batches().prop_map(Step::Append),
+            2 => Just(Step::Commit),
+            1 => Just(Step::Release),
+            1 => (any::<prop::sample::Index>(), any::<Vec<u8>>()).prop_map(|(at, bytes)| Step::Crash(at, bytes)),
+        ];
+        // Each ends with a crash.
+        (proptest::collection::vec(step, 0..40), any::<prop::sample::Index>()).prop_map(|(mut steps, at)| {
+            steps.push(Step::Crash(at, Vec::new()));
+            steps
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn after_a_crash_at_any_byte_exactly_the_committed_frames_are_there(steps in steps()) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut log = open(&dir, ROOMY, None);
+            let mut run = log.cut_back(None).unwrap();
+            // What the store would hold: of the writer, and of the reader.
+            let (mut committed, mut read) = (log.end(), None);
+            let (mut pending, mut expected) = (Vec::new(), Vec::new());
+            for step in steps {
+                match step {
+                    Step::Append(batch) => {
+                        log.append(run, &batch, Timestamp(0)).unwrap();
+                        pending.push(batch);
+                    }
+                    Step::Commit => {
+                        committed = log.sync(run).unwrap();
+                        log.publish(committed);
+                        expected.append(&mut pending);
+                    }
+                    Step::Release => {
+                        let mut cursor = log.cursor(read).unwrap();
+                        log.read(&mut cursor, usize::MAX).unwrap();
+                        read = Some(cursor.position);
+                        log.release(cursor.place());
+                        expected.clear();
+                    }
+                    Step::Crash(at, garbage) => {
+                        if let Some(last) = files(&log, ".segment").pop() {
+                            let base: u64 = last.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+                            let mut bytes = fs::read(&last).unwrap();
+                            let durable = usize::try_from(committed.position.saturating_sub(base)).unwrap();
+                            if durable < bytes.len() {
+                                bytes.truncate(durable + at.index(bytes.len() - durable));
+                            }
+                            bytes.extend(garbage);
+                            fs::write(&last, bytes).unwrap();
+                        }
+                        pending.clear();
+                        log = open(&dir, ROOMY, Some(committed));
+                        let mut cursor = log.cursor(read).unwrap();
+                        let there = log.read(&mut cursor, usize::MAX).unwrap();
+                        let there: Vec<_> = there.iter().map(|(batch, _)| whole(batch)).collect();
+                        prop_assert_eq!(there, expected.iter().map(whole).collect::<Vec<_>>());
+                        prop_assert_eq!(log.stats().damaged, 0);
+                        run = log.cut_back(Some(committed)).unwrap();
+                        prop_assert_eq!(log.end(), committed);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_as_a_segment_are_read_to_their_end(bytes in any::<Vec<u8>>(), batch in batches(), cut in any::<u16>()) {
+            let dir = tempfile::tempdir().unwrap();
+            let log = open(&dir, ROOMY, None);
+            let run = log.cut_back(None).unwrap();
+            log.append(run, &batch, Timestamp(0)).unwrap();
+            let end = log.sync(run).unwrap();
+            let path = files(&log, ".segment").pop().unwrap();
+            let mut all = fs::read(&path).unwrap();
+            let at = usize::from(cut) % all.len();
+            all.splice(at..at, bytes);
+            fs::write(&path, all).unwrap();
+            drop(log);
+            for committed in [None, Some(end)] {
+                let log = open(&dir, ROOMY, committed);
+                let mut cursor = log.cursor(None).unwrap();
+                log.read(&mut cursor, usize::MAX).unwrap();
+                prop_assert_eq!(cursor.position, log.end().position);
+                prop_assert!(cursor.position <= log.end().position);
+                log.cut_back(committed).unwrap();
+            }
+        }
+    }
 }
