@@ -2,6 +2,7 @@
 
 mod buffer;
 pub mod check;
+mod dlq;
 pub mod explain;
 pub mod load;
 mod run;
@@ -52,6 +53,11 @@ enum Command {
         #[command(subcommand)]
         ask: buffer::Ask,
     },
+    /// List, show and replay the dead letters of a pipeline
+    Dlq {
+        #[command(subcommand)]
+        command: dlq::Command,
+    },
     /// Show what pipeline files compile to: stages, lanes, channels, fields, guarantees
     Explain {
         /// Pipeline files, or folders of them
@@ -68,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Run { config, paths } => run::run(config.as_deref(), &paths),
         Command::Check { format, paths } => printed(check::check(&paths, format, &mut stdout().lock())),
         Command::Buffer { ask } => printed(buffer::answer(&ask, &mut stdout().lock())),
+        Command::Dlq { command } => dlq::run(command),
         Command::Explain { paths } => printed(explain::explain(&paths, &mut stdout().lock())),
     };
     code.into()

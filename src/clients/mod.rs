@@ -2,5 +2,6 @@
 
 pub mod buffer;
 pub mod kafka;
+pub(crate) mod letters;
 pub(crate) mod lines;
 pub(crate) mod stdio;

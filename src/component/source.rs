@@ -16,6 +16,28 @@ pub struct Pulled {
     pub batch: Batch,
     /// Everything before it has been read. It only grows within a run.
     pub position: Position,
+    /// The partition that the position is of, if it is not the one that the records came from first: a dead letter is read
+    /// from where it was put, and holds a record of the partition that it came from; so is a batch in a disk buffer. The
+    /// places of records then do not follow from their offsets: `n` places in front of the position, `n` of them are left.
+    pub read_from: Option<Arc<Partition>>,
+}
+
+impl Pulled {
+    /// The partition that the position is of.
+    #[must_use]
+    pub fn partition(&self) -> &Arc<Partition> {
+        self.read_from.as_ref().unwrap_or_else(|| self.batch.origin())
+    }
+
+    /// The place in front of one of its records, by its index; of one behind the last, the position.
+    #[must_use]
+    pub fn in_front_of(&self, record: usize) -> Position {
+        let rest = self.batch.records().get(record..).unwrap_or_default();
+        match (&self.read_from, rest) {
+            (None, [record, ..]) => self.position.in_front_of(record.offset),
+            (_, rest) => Position(self.position.0 - i64::try_from(rest.len()).unwrap_or(0)),
+        }
+    }
 }
 
 /// Yields batches of one partition each, from where the last commit stands.
@@ -23,12 +45,6 @@ pub struct Pulled {
 /// A source knows nothing of barriers and epochs. Nobody polls it while its channel or the memory
 /// budget is full, so a source that reads only when polled is backpressured without a line of code.
 pub trait Source: Send + 'static {
-    /// The one partition in which its positions count, for a source that passes on what other sources read: a buffer.
-    /// `None` for all others, whose positions count in the partition that each batch came from.
-    fn partition(&self) -> Option<Arc<Partition>> {
-        None
-    }
-
     /// Reads from `cx.resume_from(partition)` on, or from where the config says if nothing was committed.
     ///
     /// The stream is dropped at any `await` and asked for anew when the pipeline rewinds; what must

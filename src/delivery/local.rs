@@ -19,7 +19,7 @@ use super::checkpoint;
 use super::participant::{Changes, Participants};
 use super::positions::{CommitPositions, Decision, Mark, Positions};
 use super::prepared::Prepared;
-use super::transaction::{Committed, SourceOffsets, Transaction};
+use super::transaction::{Committed, FenceError, SourceOffsets, Transaction};
 use crate::runtime::Runtime;
 use crate::state::{Entries, Store};
 
@@ -217,7 +217,7 @@ impl LocalTransaction {
 }
 
 impl Transaction for LocalTransaction {
-    fn fence(&self) -> BoxFuture<'_, Result<(), String>> {
+    fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>> {
         Box::pin(async {
             let mut turn = self.turn.lock().await;
             *turn = None;

@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::declared::Declared;
 use super::domains::divide;
 use super::draft::{self, Chosen, Component, Draft, listed};
 use super::graph::order;
+use super::loops::Loops;
 use super::parallelism::lanes;
 use super::paths::{self, NamedPlaces};
 use super::resolve::{Link, Links, Stage, resolve};
@@ -48,6 +50,7 @@ struct Compiler<'a> {
     dead_letter: Option<CompiledSink>,
     /// What is known of the bodies that leave each transform.
     schemas: Vec<Option<Schema>>,
+    loops: Loops,
 }
 
 impl<'a> Compiler<'a> {
@@ -62,6 +65,7 @@ impl<'a> Compiler<'a> {
             sinks: Vec::new(),
             dead_letter: None,
             schemas: vec![None; transforms],
+            loops: Loops::default(),
         }
     }
 
@@ -113,15 +117,26 @@ impl<'a> Compiler<'a> {
             self.schemas[at] = Some(compiled.as_ref().map_or(schema, |compiled| compiled.schema.clone()));
             self.transforms[at] = compiled;
         }
-        let sink = |this: &Self, component: &Component<'_>, schema, problems: &mut Vec<Problem>| {
+        let sink = |this: &mut Self, component: &Component<'_>, schema, problems: &mut Vec<Problem>| {
             this.component(component, schema, problems, |chosen, cx| (sinks[chosen.row].compile)(chosen.config, cx))
         };
         for (component, links) in draft.sinks.iter().zip(&links.sinks) {
-            let compiled = sink(self, component, self.schema_of(links), problems);
+            let schema = self.schema_of(links);
+            let compiled = sink(self, component, schema, problems);
             self.sinks.push(compiled);
         }
         self.dead_letter =
             draft.dead_letter.as_ref().and_then(|component| sink(self, component, Schema::default(), problems));
+        let reads = self.dead_letter.as_ref().is_some_and(|compiled| !compiled.touched.reads.is_empty());
+        if let Some(chosen) = draft.dead_letter.as_ref().and_then(|component| component.chosen).filter(|_| reads) {
+            let span = chosen.config.get("key").map_or(chosen.span, |key| key.span);
+            problems.push(
+                Problem::error(span, "a dead letter is written as it is, and keeps the key of its record")
+                    .help("remove `key`: a record that was refused may not have the field"),
+            );
+        }
+        let hidden = substituted(&self.document.root, &self.document.file.text);
+        problems.extend(self.loops.problems().into_iter().map(|problem| without(problem, &hidden)));
     }
 
     /// What is known of the bodies that enter a stage.
@@ -136,7 +151,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn component<T>(
-        &self,
+        &mut self,
         component: &Component<'_>,
         schema: Schema,
         problems: &mut Vec<Problem>,
@@ -147,6 +162,7 @@ impl<'a> Compiler<'a> {
         let compiled = compile(&chosen, &mut cx);
         let hidden = substituted(chosen.config, &self.document.file.text);
         problems.extend(cx.problems.into_iter().map(|problem| without(problem, &hidden)));
+        self.loops.add(&component.name, cx.writes, cx.reads);
         compiled
     }
 
@@ -280,6 +296,10 @@ impl<'a> Compiler<'a> {
             name: Arc::clone(&draft.name),
             domain: None,
             file: self.document.file.path.clone(),
+            declared: Declared::of(
+                self.document,
+                draft.dead_letter.as_ref().and_then(|component| component.chosen).map(|chosen| chosen.config),
+            ),
             guarantee: Guarantee::AtLeastOnce,
             paths: Vec::new(),
             transactional: false,

@@ -5,13 +5,16 @@
 //! what is known of its input, and who reads whom), `guarantee` (what each path promises), `parallelism`.
 
 mod check;
+mod declared;
 mod domains;
 mod draft;
 mod explain;
 mod graph;
 mod guarantee;
+mod loops;
 mod parallelism;
 mod paths;
+mod replay;
 mod resolve;
 #[cfg(test)]
 mod testing;
@@ -27,11 +30,13 @@ use crate::clients::buffer::WhenFull;
 use crate::component::{CompiledSink, CompiledSource, CompiledTransform, Port, SinkSpec, SourceSpec, TransformSpec};
 
 pub use check::{compile, declared_name};
+pub use declared::Declared;
 pub use domains::Domain;
 pub use draft::DEAD_LETTER;
 pub use explain::explain;
 pub use guarantee::PathGuarantee;
 pub use parallelism::MOST_LANES;
+pub use replay::letters_of;
 
 /// What a path, or a whole pipeline, promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -77,6 +82,9 @@ pub enum OnError {
     Drop,
     /// The pipeline stops, loudly.
     Stop,
+    /// It holds its place and is tried again until it is taken. Only for a sink: whatever stands before it gives the same
+    /// each time.
+    Retry,
 }
 
 /// The kinds of components that a file may name.
@@ -133,6 +141,8 @@ pub struct Plan {
     pub domain: Option<Arc<str>>,
     /// The file that declares it.
     pub file: PathBuf,
+    /// What is kept of the file's text.
+    pub declared: Declared,
     /// What it promises as a whole: the least of its paths.
     pub guarantee: Guarantee,
     /// What each path from a source to a sink promises, and why.
@@ -162,6 +172,17 @@ pub struct Buffer {
     pub disk: u64,
     /// What happens when it is full.
     pub when_full: WhenFull,
+}
+
+/// The kind of the sources that read a dead letter again. No pipeline file can name it.
+pub const LETTERS: &str = "dead letter";
+
+impl Plan {
+    /// Whether its records are dead letters that are tried again.
+    #[must_use]
+    pub fn is_replay(&self) -> bool {
+        self.sources.iter().any(|source| source.kind == LETTERS)
+    }
 }
 
 /// A source of a plan.

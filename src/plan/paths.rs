@@ -10,7 +10,10 @@ use crate::clients::buffer::name;
 use crate::component::{Problem, Span, Spanned};
 
 /// Where what a promise depends on stands in the file, by the names of stages and of the ends of buffers.
-pub(super) struct NamedPlaces(HashMap<Arc<str>, Span>);
+pub(super) struct NamedPlaces {
+    stages: HashMap<Arc<str>, Span>,
+    commit_interval: Option<Span>,
+}
 
 impl NamedPlaces {
     pub(super) fn of(draft: &Draft<'_>) -> Self {
@@ -21,15 +24,16 @@ impl NamedPlaces {
                 places.insert(name(&component.name).into(), *span);
             }
         }
-        Self(places)
+        Self { stages: places, commit_interval: draft.commit_interval_at }
     }
 
     fn of_domain(&self, plan: &Plan) -> Places {
-        let place = |name: &Arc<str>| self.0.get(name).copied().unwrap_or_default();
+        let place = |name: &Arc<str>| self.stages.get(name).copied().unwrap_or_default();
         Places {
             sources: plan.sources.iter().map(|stage| place(&stage.name)).collect(),
             sinks: plan.sinks.iter().map(|stage| place(&stage.name)).collect(),
             dead_letter: plan.dead_letter.as_ref().map(|stage| place(&stage.name)),
+            commit_interval: self.commit_interval,
         }
     }
 }

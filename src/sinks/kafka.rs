@@ -15,15 +15,15 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use vrl::path::{OwnedSegment, OwnedValuePath, parse_value_path};
 
-use crate::clients::kafka::config::{Connection, Options, Role, Sasl, Tls, is_topic_name};
+use crate::clients::kafka::config::{Connection, Options, Role, Sasl, Tls, is_topic_name, system};
 use crate::clients::kafka::producer::{self, Enqueuing, Live, ProducerSettings, SharedProducer};
 use crate::clients::kafka::raw::{Outgoing, Topic};
 use crate::clients::kafka::transaction::KafkaTransaction;
 use crate::clients::kafka::{PipelineClients, PipelineGroups};
 use crate::codecs::Codec;
 use crate::component::{
-    Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, KAFKA_TRANSACTION, Problem, Sink,
-    SinkConfig, SinkError, SinkTraits, Spanned, Touched,
+    Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, KAFKA_TRANSACTION, Place, Problem,
+    Sink, SinkConfig, SinkError, SinkTraits, Spanned, Touched,
 };
 use crate::record::{Batch, BodyFormat, Record, json};
 use crate::runtime::Runtime;
@@ -116,11 +116,13 @@ impl SinkConfig for KafkaConfig {
         if !right {
             return None;
         }
+        cx.writes.push(Place { system: system(&self.brokers), name: self.topic.value.clone() });
         let (topic, codec, compression) = (self.topic.value, self.codec, self.compression);
         Some(CompiledSink {
             traits: SinkTraits {
                 acknowledges: Acknowledges::Durable,
                 transactional_with: if connection.is_embedded() { &[] } else { &[KAFKA_TRANSACTION] },
+                transaction_timeout: Some(connection.transaction_timeout()),
                 idempotent_by_key: false,
                 per_lane: true,
                 carries_headers: true,
@@ -194,7 +196,7 @@ impl KafkaSink {
                 .producer
                 .current()
                 .filter(|live| !live.has_failed())
-                .ok_or_else(|| SinkError::Rewind("the producer has failed".to_owned())),
+                .ok_or_else(|| SinkError::Outage("the producer has failed".to_owned())),
         }
     }
 
@@ -327,7 +329,7 @@ impl Sink for KafkaSink {
             let live = self.live()?;
             let answer = self.enqueue(&live, &batch).await?.answer();
             let answer: Answer = Box::pin(async move {
-                answer.await.unwrap_or_else(|_| Err(SinkError::Rewind("the producer was closed".to_owned())))
+                answer.await.unwrap_or_else(|_| Err(SinkError::Outage("the producer was closed".to_owned())))
             });
             Ok(answer)
         })

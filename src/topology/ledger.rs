@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::component::KeepsPositions;
-use crate::delivery::{CommitPositions, Committed, Participants, Positions, SourceOffsets, Transaction, checkpoint};
+use crate::delivery::{
+    CommitPositions, Committed, FenceError, Participants, Positions, SourceOffsets, Transaction, checkpoint,
+};
 use crate::state::Store;
 
 /// What became of a commit.
@@ -52,13 +54,13 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Before anything is written: settles and cuts off what earlier runs, and earlier processes, left.
-    pub(super) async fn fence(&self) -> Result<(), String> {
+    pub(super) async fn fence(&self) -> Result<(), FenceError> {
         match &self.transaction {
             Some(transaction) => transaction.fence().await,
             None if self.participants.is_empty() => Ok(()),
             None => {
                 let entries = self.store.load(&self.scope).await.map_err(|error| error.to_string())?;
-                self.participants.recover(&entries).await
+                Ok(self.participants.recover(&entries).await?)
             }
         }
     }

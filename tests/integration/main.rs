@@ -10,11 +10,15 @@ mod orders;
 mod broker_itself;
 mod broker_restart;
 mod command_line;
+mod dlq;
+mod fleet;
 mod kafka_to_kafka;
 mod membership;
 mod missing_topics;
+mod rebalances;
 mod rejected;
 mod stopping;
+mod topics;
 
 use std::time::Duration;
 

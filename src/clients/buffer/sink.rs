@@ -28,6 +28,7 @@ pub(super) fn compiled(link: Link, carries_headers: bool) -> CompiledSink {
             WhenFull::Block => &[LOCAL_TRANSACTION],
             WhenFull::Shed => &[],
         },
+        transaction_timeout: None,
         idempotent_by_key: false,
         per_lane: false,
         carries_headers,

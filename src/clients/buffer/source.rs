@@ -76,10 +76,6 @@ impl Passed {
 }
 
 impl Source for BufferSource {
-    fn partition(&self) -> Option<Arc<Partition>> {
-        Some(Arc::clone(&self.partition))
-    }
-
     fn stream(&mut self, cx: SourceContext) -> BoxStream<'_, Result<Pulled, SourceError>> {
         let (partition, passed) = (&self.partition, &self.passed);
         Box::pin(try_stream! {
@@ -97,7 +93,11 @@ impl Source for BufferSource {
                 (batches, cursor) = read.await;
                 for (batch, place) in batches.map_err(failed)? {
                     passed.places.lock().unwrap_or_else(PoisonError::into_inner).push_back(place);
-                    yield Pulled { batch, position: Position(i64::try_from(place.position).unwrap_or(i64::MAX)) };
+                    yield Pulled {
+                        batch,
+                        position: Position(i64::try_from(place.position).unwrap_or(i64::MAX)),
+                        read_from: Some(Arc::clone(partition)),
+                    };
                 }
             }
         })

@@ -17,6 +17,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::config::Connection;
 use super::embedded;
+use super::errors::{Verdict, verdict};
 use super::limits::{self, Limits};
 use super::log::Seldom;
 use super::raw::{self, Outgoing, ProducerEvent};
@@ -30,8 +31,6 @@ const POLL: Duration = Duration::from_millis(100);
 const REQUEST: Duration = Duration::from_secs(5);
 /// The largest batch that is sent, unless a topic takes less.
 const BATCH_BYTES: usize = 1_000_000;
-/// A transaction that has been open for so long is aborted by the broker.
-pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a producer is made with.
 #[derive(Debug, Clone)]
@@ -82,6 +81,11 @@ impl SharedProducer {
     /// Announces a topic that will be written, so that its limits are known when the client is made.
     pub(crate) fn announce(&self, topic: &str) {
         lock(&self.topics).entry(topic.to_owned()).or_default();
+    }
+
+    /// Whether a topic was announced.
+    pub(crate) fn writes(&self, topic: &str) -> bool {
+        lock(&self.topics).contains_key(topic)
     }
 
     /// What a topic takes, as far as it is known.
@@ -162,8 +166,7 @@ impl SharedProducer {
 
     /// How long a transaction may stay open.
     pub(crate) fn transaction_timeout(&self) -> Duration {
-        let millis = self.settings.connection.option("transaction.timeout.ms").and_then(|text| text.parse().ok());
-        millis.map_or(TRANSACTION_TIMEOUT, Duration::from_millis)
+        self.settings.connection.transaction_timeout()
     }
 
     fn client_config(
@@ -285,7 +288,7 @@ impl Slots {
         let Some(slot) = self.all.get_mut(at) else { return };
         match failure {
             None => {}
-            Some(code) if is_about_the_record(code) && !self.all_or_nothing => {
+            Some(code) if verdict(code) == Verdict::Record && !self.all_or_nothing => {
                 slot.refused.push(Refusal { record, error: format!("the broker refused the record: {code}") });
             }
             Some(code) => slot.failure = slot.failure.or(Some(code)),
@@ -309,19 +312,21 @@ impl Slots {
     }
 }
 
-/// Whether the broker will never take this record, while it takes others.
-fn is_about_the_record(code: Code) -> bool {
-    matches!(code, Code::InvalidRecord | Code::InvalidTimestamp)
-}
-
 /// What to do about records that were not written.
 pub(crate) fn failed(code: Code) -> SinkError {
-    match code {
-        Code::TopicAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
-        | Code::TransactionalIdAuthorizationFailed => SinkError::Fatal(format!("not allowed to write: {code}")),
-        _ => SinkError::Rewind(format!("records were not written: {code}")),
+    match verdict(code) {
+        // The next run does not begin to write before the right is there.
+        Verdict::Denied => SinkError::Outage(format!("not allowed to write: {code}")),
+        Verdict::DeniedForGood => SinkError::Fatal(format!("not allowed to write: {code}")),
+        _ if may_be_about_a_record(code) => SinkError::Rewind(format!("records were not written: {code}")),
+        _ => SinkError::Outage(format!("records were not written: {code}")),
     }
+}
+
+/// Whether a record among others may be what the broker refuses a whole request for.
+fn may_be_about_a_record(code: Code) -> bool {
+    matches!(verdict(code), Verdict::Record | Verdict::Size)
+        || matches!(code, Code::InvalidMessage | Code::InvalidMessageSize | Code::UnsupportedForMessageFormat)
 }
 
 impl Live {
@@ -521,6 +526,6 @@ mod tests {
         let (slot, mut answer) = slots.open(5);
         slots.discharge(slot as usize, 4);
         slots.settle(number(slot, 0), Some(Code::PurgeQueue));
-        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
     }
 }

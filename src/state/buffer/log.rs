@@ -86,6 +86,8 @@ pub struct Cursor {
     position: u64,
     /// Records before it, as far as they are known.
     records: u64,
+    /// So many records of the frame that it stands before were committed.
+    skip: usize,
     open: Option<Frames>,
 }
 
@@ -352,10 +354,38 @@ impl Log {
             Some(position) => position,
             None => first,
         };
+        let (position, skip) = self.frame_at(&inner, position)?;
         let records = self.records_before(&inner, position)?;
         inner.read = Place { position, records };
         self.remove_passed(&mut inner);
-        Ok(Cursor { position, records, open: None })
+        Ok(Cursor { position, records, skip, open: None })
+    }
+
+    /// The place of the frame that a committed position is in, and how many of its records are committed. A position `n`
+    /// places in front of the end of a frame says that `n` of its records are left.
+    fn frame_at(&self, inner: &Inner, position: u64) -> io::Result<(u64, usize)> {
+        let Some((segment, end)) = inner.segment_at(position) else { return Ok((position, 0)) };
+        let frames = match Frames::open(&self.folder, segment) {
+            Ok(frames) => frames,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((position, 0)),
+            Err(error) => return Err(error),
+        };
+        if frames.header(position, end)?.is_some() {
+            return Ok((position, 0));
+        }
+        let mut at = segment.base;
+        while at < position {
+            match frames.header(at, end)? {
+                Some(header) if header.end(at) > position => {
+                    let left = header.end(at) - position;
+                    let skip = u64::from(header.records).saturating_sub(left);
+                    return Ok((at, usize::try_from(skip).unwrap_or(0)));
+                }
+                Some(header) => at = header.end(at),
+                None => at = frames.next(at + 1, end)?,
+            }
+        }
+        Ok((position, 0))
     }
 
     /// The records in the log before a place.
@@ -399,7 +429,10 @@ impl Log {
                 Some(header) => frames.batch(header, position)?,
                 None => None,
             };
+            let skip = std::mem::take(&mut cursor.skip);
             if let (Some(header), Some(batch)) = (header, batch) {
+                let left = batch.records().get(skip..).unwrap_or_default().to_vec();
+                let batch = if skip == 0 { batch } else { batch.with_records(left) };
                 (cursor.position, cursor.records) = (header.end(position), header.after());
                 bytes += HEADER + header.len as usize;
                 batches.push((batch, cursor.place()));
@@ -633,7 +666,8 @@ mod tests {
         panic!("nothing holds {text}");
     }
 
-    const LONG: &str = "a body of a hundred bytes, give or take, so that a few of them fill a segment of three hundred bytes";
+    const LONG: &str =
+        "a body of a hundred bytes, give or take, so that a few of them fill a segment of three hundred bytes";
 
     fn long(number: u32) -> String {
         format!("{LONG} {number}")
@@ -766,6 +800,30 @@ mod tests {
         let run = log.cut_back(Some(committed)).unwrap();
         commit(&log, run, &["again"]);
         assert_eq!(read(&log, None).0, ["one", "three", "again"]);
+    }
+
+    #[test]
+    fn a_position_within_a_frame_says_how_many_of_its_records_are_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        append(&log, run, "before");
+        let origin = Partition { source: "in".into(), topic: "orders".into(), number: 3 };
+        let mut batch = BatchBuilder::new(Arc::new(origin), 0, 0);
+        for body in ["a", "b", "c"] {
+            batch.push_copy(Draft { body: body.as_bytes(), ..Draft::default() });
+        }
+        log.append(run, &batch.finish(), Timestamp(0)).unwrap();
+        let end = commit(&log, run, &[]).position;
+        commit(&log, run, &["behind"]);
+        for (left, expected) in [(0, "behind"), (1, "c"), (2, "b"), (3, "a")] {
+            let bodies = read(&log, Some(end - left)).0;
+            assert_eq!(bodies.first().map(String::as_str), Some(expected), "{bodies:?}");
+            assert_eq!(bodies.len(), if left == 0 { 1 } else { 2 }, "one body for each batch");
+            let mut cursor = log.cursor(Some(end - left)).unwrap();
+            let batch = log.read(&mut cursor, 1).unwrap().remove(0).0;
+            assert_eq!(batch.len() as u64, left.max(1));
+        }
     }
 
     #[test]

@@ -19,9 +19,9 @@ use crate::component::{
     Acknowledges, Answer, BuiltSource, CompiledSink, CompiledSource, CompiledTransform, KeepsPositions, Output, Port,
     Pulled, Settled, Sink, SinkError, SinkTraits, Source, SourceContext, SourceError, SourceTraits, Touched, Transform,
 };
-use crate::delivery::{Committed, Positions, SourceOffsets, Transaction};
+use crate::delivery::{Committed, FenceError, Positions, SourceOffsets, Transaction};
 use crate::expr::Schema;
-use crate::plan::{Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
+use crate::plan::{Declared, Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
 use crate::record::{Batch, BatchBuilder, Draft, Partition, Position};
 use crate::state::{Store, StoreError};
 
@@ -37,6 +37,7 @@ pub(super) fn plan(name: &str, world: &Arc<World>, scenario: &Scenario) -> Plan 
         name: name.into(),
         domain: None,
         file: PathBuf::new(),
+        declared: Declared::default(),
         guarantee: if transactional { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
         paths: Vec::new(),
         transactional,
@@ -124,7 +125,7 @@ impl Source for SimulatedSource {
                     batch.push_copy(Draft { body: b"x", offset, ..Draft::default() });
                 }
                 at[chosen] = end;
-                yield Pulled { batch: batch.finish(), position: Position(end) };
+                yield Pulled { batch: batch.finish(), position: Position(end), read_from: None };
             }
         })
     }
@@ -187,6 +188,7 @@ fn compiled_sink(world: &Arc<World>, name: &'static str, scenario: &Scenario, pe
         traits: SinkTraits {
             acknowledges: Acknowledges::Durable,
             transactional_with: &[SIMULATED],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane,
             carries_headers: true,
@@ -255,7 +257,7 @@ struct SimulatedTransaction {
 }
 
 impl Transaction for SimulatedTransaction {
-    fn fence(&self) -> BoxFuture<'_, Result<(), String>> {
+    fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>> {
         async {
             self.world.step(Step::Fence, "").await?;
             self.world.abort();

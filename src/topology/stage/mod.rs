@@ -9,15 +9,19 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::commits::Commits;
-use super::failure::Failure;
+use super::failure::{AtWork, Failure, caught, caught_now};
+use super::outputs::Rejects;
+use super::quarantine::Quarantine;
 use super::report::{Report, Reports};
+use super::suspicion::Suspect;
 use super::trouble::Troubles;
 use crate::clock::{Clock, Instant};
 use crate::observe::StageMetrics;
+use crate::record::Batch;
 use crate::record::budget::Budget;
 use crate::runtime::Runtime;
 
-pub(super) use sink::{SinkTask, open};
+pub(super) use sink::{Retry, SinkTask, open};
 pub(super) use source::{Command, SourceTask};
 pub(super) use transform::TransformTask;
 
@@ -34,6 +38,7 @@ pub(super) struct StageContext {
     pub(super) reports: Reports,
     pub(super) troubles: Troubles,
     pub(super) commits: Commits,
+    pub(super) quarantine: Quarantine,
 }
 
 impl StageContext {
@@ -41,6 +46,37 @@ impl StageContext {
     pub(super) async fn report(&self, report: Report) -> Result<(), Failure> {
         self.reports.send(self.run, report).await
     }
+
+    /// The batches that the component works on: what it is known to fail on is refused instead, and of a record under way
+    /// alone each that was made of it is worked on by itself.
+    pub(super) async fn works_on(&self, batch: Batch, rejects: &Rejects) -> Result<Vec<Batch>, Failure> {
+        let (batch, condemned) = self.quarantine.sift(&self.name, batch);
+        rejects.handle(condemned).await?;
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(if batch.len() > 1 && self.quarantine.is_alone() { one_by_one(&batch) } else { vec![batch] })
+    }
+
+    /// Runs the component's work on a record or a batch; what it panics of is put down to the records.
+    pub(super) fn at_work<T>(&self, alone: Option<Suspect>, work: impl FnOnce() -> T) -> Result<T, Failure> {
+        caught_now(work).map_err(|text| Failure::AtWork(AtWork { text, panicked: true, alone }))
+    }
+
+    /// Like [`Self::at_work`], for work that waits.
+    pub(super) async fn waits_at_work<T>(
+        &self,
+        alone: Option<&Suspect>,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        let panicked = |text| Failure::AtWork(AtWork { text, panicked: true, alone: alone.cloned() });
+        caught(work).await.map_err(panicked)
+    }
+}
+
+/// Each record of a batch as a batch.
+pub(super) fn one_by_one(batch: &Batch) -> Vec<Batch> {
+    batch.records().iter().map(|record| batch.with_records(vec![*record])).collect()
 }
 
 /// The commands to the source stages of a run.
