@@ -38,7 +38,7 @@ const COMMITTED: &str = "committed";
 #[serde(deny_unknown_fields)]
 pub struct BufferConfig {
     /// The space on the disk that it may take, at least `1MiB`. It is freed by segments of an eighth of this size, or of
-    /// 64 MiB if that is less.
+    /// 64 MiB if that is less. An epoch that finds nothing in the buffer that could be freed is taken even if it is larger.
     pub disk: Spanned<ByteSize>,
     /// What happens when it is full.
     #[serde(default)]
