@@ -198,7 +198,7 @@ impl Kit {
 
     /// Starts the pipeline on a seed.
     pub(super) fn start(&self, seed: u64) -> Run {
-        let runtime = Runtime::simulated(seed, crate::runtime::Process::default());
+        let runtime = Runtime::simulated(seed);
         let host = Host {
             runtime: runtime.clone(),
             metrics: Metrics::new(),

@@ -158,7 +158,8 @@ impl Expected {
     }
 
     /// How many records must come out, wherever.
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.0.values().map(BTreeSet::len).sum()
     }
 
