@@ -282,8 +282,8 @@ mod tests {
         let origin = Partition { source: "in".into(), topic: "orders".into(), number: 3 };
         let mut batch = BatchBuilder::new(Arc::new(origin), 0, 1);
         let mut headers = HeadersBuilder::default();
-        headers.push(b"trace", Some(&[b'h'; 100_000]));
-        let (key, body) = ([b'k'; 100_000], &b"{}"[..]);
+        headers.push(b"trace", Some(&vec![b'h'; 100_000]));
+        let (key, body) = (vec![b'k'; 100_000], &b"{}"[..]);
         batch.push_copy(Draft { body, key: Some(&key), headers: headers.encoded(), ..Draft::default() });
         let refused = Rejected { batch: batch.finish(), error: "ü".repeat(100_000) };
         let letters = letters(true, &[refused]);

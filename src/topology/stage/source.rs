@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use tokio::sync::{Mutex, mpsc};
 
-use super::super::failure::Failure;
+use super::super::failure::{Failure, at_work};
 use super::super::outputs::{Ports, Rejects};
 use super::super::pace::Pace;
 use super::super::quarantine::take_front;
@@ -209,7 +209,7 @@ impl Dealer<'_> {
         self.rejects.handle(condemned).await?;
         let alone = self.cx.quarantine.alone(&self.cx.name, &batch);
         let mut rejected = Vec::new();
-        let batch = self.cx.at_work(alone, || self.codec.decode(batch, &mut rejected))?;
+        let batch = at_work(alone, || self.codec.decode(batch, &mut rejected))?;
         rejected.extend(refused);
         batch.charge(|bytes| self.cx.budget.charge(bytes, Some(owner.clone())));
         watch.lap(metrics, Spent::Busy);
