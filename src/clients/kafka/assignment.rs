@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_go_out_only_for_partitions_still_held() {
+    fn rule_8_offsets_go_out_only_for_partitions_still_held() {
         let mut assignment = holding(&[(0, 10), (1, 20)]);
         read(&assignment, 0, 15);
         read(&assignment, 1, 25);
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_came_back_does_not_make_an_old_position_legal() {
+    fn rule_8_a_partition_that_came_back_does_not_make_an_old_position_legal() {
         let mut assignment = holding(&[(0, 10)]);
         read(&assignment, 0, 15);
         assignment.remove(&[partition(0)]);
