@@ -33,6 +33,9 @@ impl fmt::Display for Partition {
 pub struct Position(pub i64);
 
 impl Position {
+    /// Committed in place of a position, it removes the entry of its partition: nothing will be read of it any more.
+    pub const FORGOTTEN: Self = Self(i64::MIN);
+
     /// How many bits of a position count as offsets do.
     pub const OFFSET_BITS: u32 = 44;
 
@@ -59,7 +62,7 @@ mod tests {
         assert_eq!(Position(10).in_front_of(7), Position(7));
         assert_eq!(Position(10).in_front_of(10), Position(10));
         let second_file = 2 << Position::OFFSET_BITS;
-        assert_eq!(Position(second_file | 500).in_front_of(0), Position(second_file));
-        assert_eq!(Position(second_file | 500).in_front_of(123), Position(second_file | 123));
+        assert_eq!(Position(second_file + 500).in_front_of(0), Position(second_file));
+        assert_eq!(Position(second_file + 500).in_front_of(123), Position(second_file + 123));
     }
 }

@@ -16,6 +16,7 @@ mod fleet;
 mod kafka_to_kafka;
 mod membership;
 mod missing_topics;
+mod parked;
 mod rebalances;
 mod rejected;
 mod stopping;

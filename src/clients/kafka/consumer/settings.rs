@@ -113,7 +113,7 @@ mod tests {
                 Protocol::Classic => assert_eq!((strategy, session), (Some("cooperative-sticky"), Some("10000"))),
                 Protocol::ClassicEager => assert_eq!((strategy, session), (Some("range,roundrobin"), Some("10000"))),
                 Protocol::Consumer => {
-                    assert_eq!((strategy, session, config.get("group.protocol")), (None, None, Some("consumer")))
+                    assert_eq!((strategy, session, config.get("group.protocol")), (None, None, Some("consumer")));
                 }
             }
         }
