@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(Position(10).in_front_of(7), Position(7));
         assert_eq!(Position(10).in_front_of(10), Position(10));
         let second_file = 2 << Position::OFFSET_BITS;
-        assert_eq!(Position(second_file | 500).in_front_of(0), Position(second_file));
-        assert_eq!(Position(second_file | 500).in_front_of(123), Position(second_file | 123));
+        assert_eq!(Position(second_file + 500).in_front_of(0), Position(second_file));
+        assert_eq!(Position(second_file + 500).in_front_of(123), Position(second_file + 123));
     }
 }

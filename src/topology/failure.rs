@@ -66,9 +66,16 @@ impl Failure {
     }
 }
 
-/// Runs work that may panic; a panic becomes its text.
-pub(super) fn caught_now<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_text(&*panic))
+/// Runs a component's work on records; what it panics of is put down to them.
+pub(super) fn at_work<T>(alone: Option<Suspect>, work: impl FnOnce() -> T) -> Result<T, Failure> {
+    std::panic::catch_unwind(AssertUnwindSafe(work))
+        .map_err(|panic| Failure::AtWork(AtWork { text: panic_text(&*panic), panicked: true, alone }))
+}
+
+/// Like [`at_work`], for work that waits.
+pub(super) async fn waits_at_work<T>(alone: Option<&Suspect>, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let panicked = |text| Failure::AtWork(AtWork { text, panicked: true, alone: alone.cloned() });
+    caught(work).await.map_err(panicked)
 }
 
 /// Waits for work that may panic; a panic becomes its text.

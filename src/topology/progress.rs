@@ -28,8 +28,12 @@ struct Inner {
     phase: PipelineState,
     /// Since when it is in that phase.
     in_phase_since: Instant,
-    /// Since when records wait for a commit, or since the last commit while they do.
+    /// Whether records wait for a commit that this run has pulled.
+    waits: bool,
+    /// Since when records wait for a commit, or since the last commit while they do; over the runs that fail meanwhile.
     waiting_since: Option<Instant>,
+    /// When the last run failed.
+    last_failure: Option<Instant>,
     /// The first failure after the last commit.
     failed_since: Option<Instant>,
     /// Whether it failed too often without a commit in between.
@@ -66,7 +70,9 @@ impl Progress {
             status,
             phase: PipelineState::Starting,
             in_phase_since: clock.now(),
+            waits: false,
             waiting_since: None,
+            last_failure: None,
             failed_since: None,
             failing: false,
             settled: BTreeMap::new(),
@@ -123,6 +129,15 @@ impl Progress {
         self.name_the_stage();
     }
 
+    /// The pipeline starts after a failure, whose stage and reason stand until it runs.
+    pub(super) fn start_again(&self) {
+        let (stage, reason) = {
+            let inner = self.inner();
+            (inner.status.stage.clone(), inner.status.reason.clone())
+        };
+        self.enter(PipelineState::Starting, stage, reason);
+    }
+
     /// The pipeline went back to the last commit.
     pub(super) fn restarted(&self, reason: &str) {
         self.metrics.restart(reason);
@@ -130,6 +145,9 @@ impl Progress {
         self.change(|inner| {
             inner.status.restarts += 1;
             inner.failed_since.get_or_insert(now);
+            inner.last_failure = Some(now);
+            // Whether the next run has anything to read is not known: another process may have taken it over.
+            inner.waits = false;
             inner.settled.clear();
         });
     }
@@ -148,13 +166,21 @@ impl Progress {
     /// Records were pulled that are not committed.
     pub(super) fn records_wait(&self, now: Instant) {
         self.change(|inner| {
+            let rested = |failed: Instant| now.duration_since(failed) >= self.patience;
+            if !inner.waits && inner.last_failure.is_some_and(rested) {
+                inner.waiting_since = None;
+            }
+            inner.waits = true;
             inner.waiting_since.get_or_insert(now);
         });
     }
 
     /// All that was pulled is committed.
     pub(super) fn nothing_waits(&self) {
-        self.change(|inner| inner.waiting_since = None);
+        self.change(|inner| {
+            inner.waits = false;
+            inner.waiting_since = None;
+        });
     }
 
     /// A sink has settled an epoch.
@@ -197,19 +223,19 @@ impl Progress {
         let now = self.clock.now();
         self.change(|inner| {
             let is_long = |since: Instant| now.duration_since(since) >= self.patience;
-            let waits = inner.waiting_since.is_some_and(is_long);
+            let waits = inner.waits && inner.waiting_since.is_some_and(is_long);
             let trouble = self.troubles.first();
             match inner.phase {
                 PipelineState::Running if waits => {
                     let (stage, reason) = trouble.unwrap_or_else(|| self.last_to_settle(inner));
-                    inner.halt(stage, reason);
+                    inner.halt(&stage, reason);
                 }
                 PipelineState::Starting if is_long(inner.in_phase_since) && trouble.is_some() => {
                     let (stage, reason) = trouble.expect("guarded");
-                    inner.halt(stage, reason);
+                    inner.halt(&stage, reason);
                 }
                 // It runs, and nothing waits that a commit could show: what it failed of is over.
-                PipelineState::Running if inner.waiting_since.is_none() && is_long(inner.in_phase_since) => {
+                PipelineState::Running if !inner.waits && is_long(inner.in_phase_since) => {
                     inner.recover();
                     inner.mention(trouble);
                 }
@@ -220,11 +246,17 @@ impl Progress {
         self.name_the_stage();
     }
 
+    /// The stage that holds the open epoch up.
+    pub(super) fn held_up_by(&self) -> Arc<str> {
+        let inner = self.inner();
+        self.troubles.first().unwrap_or_else(|| self.last_to_settle(&inner)).0
+    }
+
     /// The sink that is furthest behind.
     fn last_to_settle(&self, inner: &Inner) -> (Arc<str>, String) {
-        let behind = inner.settled.iter().min_by_key(|(_, epoch)| **epoch).map(|(&sink, _)| sink);
-        let stage = behind.and_then(|sink| self.sink_names.get(sink)).or(self.sink_names.first());
-        let name = stage.map_or_else(|| Arc::from(""), Arc::clone);
+        let settled = |(sink, _): &(usize, &Arc<str>)| inner.settled.get(sink).copied().unwrap_or_default();
+        let behind = self.sink_names.iter().enumerate().min_by_key(settled);
+        let name = behind.map_or_else(|| Arc::from(""), |(_, name)| Arc::clone(name));
         (name, "records wait and the stage has not settled them".to_owned())
     }
 
@@ -257,11 +289,11 @@ impl Progress {
 
 impl Inner {
     /// No progress, for this reason.
-    fn halt(&mut self, stage: Arc<str>, reason: String) {
+    fn halt(&mut self, stage: &str, reason: String) {
         if !self.failing {
             self.status.state = PipelineState::Stuck;
         }
-        self.status.stage = Some(stage.to_string());
+        self.status.stage = Some(stage.to_owned());
         self.status.reason = Some(reason);
     }
 
@@ -278,8 +310,90 @@ impl Inner {
 
     /// What a stage tries again, while there is no reason to worry yet.
     fn mention(&mut self, trouble: Option<(Arc<str>, String)>) {
+        if trouble.is_none() && self.phase == PipelineState::Starting {
+            // Whether the last failure is over is not known yet.
+            return;
+        }
         let (stage, reason) = trouble.unzip();
         self.status.stage = stage.map(|stage| stage.to_string());
         self.status.reason = reason;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::Metrics;
+
+    /// Progress of a pipeline with a sink `out`, and its board.
+    fn progress() -> (Progress, StatusBoard, Clock) {
+        let (board, clock) = (StatusBoard::default(), Clock::system());
+        let (metrics, interval) = (Metrics::new().pipeline("p"), Duration::from_secs(1));
+        let progress =
+            Progress::new("p".into(), clock, board.clone(), metrics, Troubles::default(), interval, vec!["out".into()]);
+        (progress, board, clock)
+    }
+
+    fn state(board: &StatusBoard) -> PipelineState {
+        board.get("p").unwrap().state
+    }
+
+    async fn seconds(progress: &Progress, seconds: u64) {
+        for _ in 0..seconds {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            progress.look(0);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn records_that_wait_for_too_long_are_said_to_be_stuck_until_a_commit() {
+        let (progress, board, clock) = progress();
+        progress.enter(PipelineState::Running, None, None);
+        seconds(&progress, 60).await;
+        assert_eq!(state(&board), PipelineState::Running, "nothing waits");
+        let began = clock.now();
+        progress.records_wait(began);
+        seconds(&progress, 9).await;
+        assert_eq!(state(&board), PipelineState::Running);
+        seconds(&progress, 1).await;
+        let status = board.get("p").unwrap();
+        assert_eq!((status.state, status.stage.as_deref()), (PipelineState::Stuck, Some("out")));
+        assert!(clock.wall().as_secs_f64() - status.since >= 10.0, "since the records wait");
+        progress.committed(1, began, &[], clock.now());
+        assert_eq!(state(&board), PipelineState::Running);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_failure_a_run_that_has_nothing_to_read_is_not_stuck() {
+        let (progress, board, clock) = progress();
+        progress.enter(PipelineState::Running, None, None);
+        progress.records_wait(clock.now());
+        progress.restarted("error");
+        progress.enter(PipelineState::BackingOff, None, None);
+        progress.start_again();
+        progress.enter(PipelineState::Running, None, None);
+        // Another process has taken the partition over.
+        seconds(&progress, 600).await;
+        assert_eq!(state(&board), PipelineState::Running);
+        progress.records_wait(clock.now());
+        seconds(&progress, 5).await;
+        assert_eq!(state(&board), PipelineState::Running, "what comes much later waits from then on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipeline_that_goes_back_again_and_again_is_stuck_since_the_first_time() {
+        let (progress, board, clock) = progress();
+        let mut seen = Vec::new();
+        for _ in 0..8 {
+            progress.enter(PipelineState::Running, None, None);
+            progress.records_wait(clock.now());
+            seconds(&progress, 3).await;
+            seen.push(state(&board));
+            progress.restarted("error");
+            progress.enter(PipelineState::BackingOff, None, None);
+            progress.start_again();
+        }
+        assert_eq!(seen.first(), Some(&PipelineState::Running));
+        assert_eq!(seen.last(), Some(&PipelineState::Stuck));
     }
 }

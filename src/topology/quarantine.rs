@@ -172,7 +172,7 @@ impl Quarantine {
 
 impl State {
     fn admit(&mut self, pulled: &Pulled) -> Option<usize> {
-        let (front, are_suspects) = self.suspicion.front(&pulled.batch, pulled.position);
+        let (front, are_suspects) = self.suspicion.front(pulled);
         let admitted = if are_suspects {
             if self.isolated || self.records > 0 {
                 self.waits = true;
@@ -197,12 +197,11 @@ impl State {
         let Some(first) = batch.records().first().filter(|_| records > 0) else { return };
         self.records += records as u64;
         let behind = position_behind(pulled, records);
-        match self.ranges.get_mut(&**batch.origin()) {
-            Some(range) => range.end = range.end.max(behind),
-            None => {
-                let front = pulled.position.in_front_of(first.offset);
-                self.ranges.insert((**batch.origin()).clone(), front..behind);
-            }
+        if let Some(range) = self.ranges.get_mut(&**pulled.partition()) {
+            range.end = range.end.max(behind);
+        } else {
+            let front = pulled.in_front_of(first);
+            self.ranges.insert((**pulled.partition()).clone(), front..behind);
         }
     }
 }
@@ -216,7 +215,7 @@ fn cut_at(batch: &Batch, at: usize) -> usize {
 /// The position behind so many records of what was pulled.
 fn position_behind(pulled: &Pulled, records: usize) -> Position {
     match pulled.batch.records().get(records) {
-        Some(next) => pulled.position.in_front_of(next.offset),
+        Some(next) => pulled.in_front_of(next),
         None => pulled.position,
     }
 }
@@ -228,9 +227,13 @@ pub(super) fn take_front(held: &mut Option<Pulled>, records: usize) -> Option<Pu
         return Some(whole);
     }
     let (front, rest) = whole.batch.records().split_at(records);
-    let piece = Pulled { batch: whole.batch.with_records(front.to_vec()), position: position_behind(&whole, records) };
+    let piece = Pulled {
+        batch: whole.batch.with_records(front.to_vec()),
+        position: position_behind(&whole, records),
+        read_from: whole.read_from.clone(),
+    };
     let rest = whole.batch.with_records(rest.to_vec());
-    *held = Some(Pulled { batch: rest, position: whole.position });
+    *held = Some(Pulled { batch: rest, ..whole });
     Some(piece)
 }
 
@@ -437,5 +440,73 @@ mod tests {
         assert_eq!(run.end().await.end, PipelineEnd::Finished);
         let took = clock.now().duration_since(started);
         assert!(took < Duration::from_secs(10), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whatever_is_poison_and_wherever_each_record_has_one_outcome_and_its_order() {
+        for seed in 0..60 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let (rate, salt) = (random.i64(8..60), random.i64(0..1_000));
+            let poison = move |stage: &str, id: Id| {
+                let draw = (id.1 * 31 + i64::from(id.0) * 17 + salt + stage.len() as i64 * 7).rem_euclid(rate);
+                match (stage, draw) {
+                    ("work", 0) => Deed::Panic,
+                    ("work", 1) => Deed::Refuse,
+                    ("one" | "other", 2) => Deed::Rewind,
+                    ("other", 3) => Deed::Panic,
+                    ("one", 4) => Deed::Refuse,
+                    _ => Deed::Pass,
+                }
+            };
+            let transactional = random.bool();
+            let kit = Kit {
+                transactional,
+                lanes: random.usize(1..4),
+                partitions: random.i32(1..4),
+                records: random.i64(1..60),
+                batch: random.i64(1..24),
+                pause: Duration::from_millis(random.u64(0..300)),
+                base: random.i64(0..3) << Position::OFFSET_BITS,
+                sinks: vec!["one", "other"],
+                ..Kit::new(poison)
+            };
+            let outcome = kit.run(seed).await;
+            assert_eq!(outcome.end, PipelineEnd::Finished, "seed {seed}");
+            let mut letters: Vec<(Id, String)> =
+                kit.world.letters().into_iter().map(|(id, stage, _)| (id, stage)).collect();
+            letters.sort();
+            if !transactional {
+                letters.dedup();
+            }
+            let mut expected = Vec::new();
+            for sink in ["one", "other"] {
+                let refused = |id: &Id| poison("work", *id) != Deed::Pass || poison(sink, *id) != Deed::Pass;
+                let missing: Vec<Id> = kit.all_but(&[]).into_iter().filter(refused).collect();
+                assert_the_others_came(&kit, sink, &missing);
+                expected.extend(
+                    missing.into_iter().filter(|id| poison("work", *id) == Deed::Pass).map(|id| (id, sink.to_owned())),
+                );
+            }
+            let of_work = kit.all_but(&[]).into_iter().filter(|id| poison("work", *id) != Deed::Pass);
+            expected.extend(of_work.map(|id| (id, "work".to_owned())));
+            expected.sort();
+            assert_eq!(letters, expected, "seed {seed}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pipeline_that_is_asked_to_stop_in_the_middle_of_the_search_stops_and_loses_nothing() {
+        for seed in 0..40 {
+            let deeds = cannot_stand("work", &[(1, 17), (2, 3)], Deed::Panic);
+            let kit = Kit { transactional: true, pause: Duration::from_millis(20), ..Kit::new(deeds) };
+            let run = kit.start(seed);
+            run.host.runtime.sleep(Duration::from_millis(100 + 73 * seed)).await;
+            run.stop.cancel();
+            let ended = run.end().await.end;
+            assert!(matches!(ended, PipelineEnd::Stopped | PipelineEnd::Finished), "{ended:?}");
+            assert_eq!(kit.run(seed + 1_000).await.end, PipelineEnd::Finished);
+            assert_the_others_came(&kit, "out", &[(1, 17), (2, 3)]);
+            assert_eq!(kit.world.letters().len(), 2);
+        }
     }
 }

@@ -188,6 +188,7 @@ impl Supervised {
     async fn run_for_ever(&mut self) -> PipelineEnd {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         let mut failures = 0;
+        self.progress.enter(PipelineState::Starting, None, None);
         loop {
             self.run += 1;
             let epoch_before = self.progress.epoch();
@@ -195,6 +196,10 @@ impl Supervised {
                 Ok(RunEnd::Finished) => return self.finish().await,
                 Ok(RunEnd::Stopped) => return PipelineEnd::Stopped,
                 Err(failed) => failed,
+            };
+            let stage = match failure {
+                Failure::Stalled(_) => Some(self.progress.held_up_by()),
+                _ => stage,
             };
             let place = stage.as_ref().map_or_else(String::new, |stage| format!("`{stage}`: "));
             let reason = format!("{place}{}", failure.text());
@@ -235,6 +240,7 @@ impl Supervised {
                 () = self.stop.cancelled() => return PipelineEnd::Stopped,
                 () = runtime.sleep(wait) => {}
             }
+            self.progress.start_again();
         }
     }
 
@@ -291,7 +297,6 @@ impl Supervised {
 
     /// One run, from the last commit to its end.
     async fn run_once(&mut self) -> Result<RunEnd, (Option<Arc<str>>, Failure)> {
-        self.progress.enter(PipelineState::Starting, None, None);
         self.troubles.clear_all();
         self.quarantine.begin_run();
         let shared = Shared {

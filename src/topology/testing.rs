@@ -61,6 +61,7 @@ pub(super) struct Came {
 pub(super) type Deeds = Arc<dyn Fn(&str, Id) -> Deed + Send + Sync>;
 
 /// A pipeline of a source `in`, a transform `work`, sinks and a dead letter, and what is outside of it.
+#[expect(clippy::struct_excessive_bools, reason = "each is one thing that a test decides")]
 pub(super) struct Kit {
     pub(super) transactional: bool,
     pub(super) lanes: usize,
@@ -75,6 +76,8 @@ pub(super) struct Kit {
     pub(super) longest_open: Duration,
     pub(super) finite: bool,
     pub(super) panics_when_built: bool,
+    /// What the source adds to an offset to make a position.
+    pub(super) base: i64,
     /// How long the source takes for a batch.
     pub(super) pause: Duration,
     /// How long a commit takes.
@@ -178,6 +181,7 @@ impl Kit {
             longest_open: Duration::from_secs(5),
             finite: true,
             panics_when_built: false,
+            base: 0,
             pause: Duration::ZERO,
             commit_takes: Duration::ZERO,
             world: Arc::default(),
@@ -226,6 +230,7 @@ impl Kit {
         Plan {
             name: "p".into(),
             file: PathBuf::new(),
+            declared: crate::plan::Declared::default(),
             guarantee: if self.transactional { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
             paths: Vec::new(),
             transactional: self.transactional,
@@ -250,6 +255,7 @@ impl Kit {
         let world = Arc::clone(&self.world);
         let (partitions, records, batch) = (self.partitions, self.records, self.batch);
         let (finite, pause, panics_when_built) = (self.finite, self.pause, self.panics_when_built);
+        let base = self.base;
         let keeps_positions = if self.transactional { KeepsPositions::Source } else { KeepsPositions::Store };
         CompiledSource {
             traits: SourceTraits { keeps_positions, finite, partitioned: true, transactional_with: &[KIND] },
@@ -260,7 +266,7 @@ impl Kit {
                 if panics_when_built {
                     panics();
                 }
-                let source = TestSource { world: Arc::clone(&world), partitions, records, batch, finite, pause };
+                let source = TestSource { world: Arc::clone(&world), partitions, records, batch, finite, pause, base };
                 Ok(BuiltSource { source: Box::new(source), positions: None })
             }),
         }
@@ -326,19 +332,20 @@ struct TestSource {
     batch: i64,
     finite: bool,
     pause: Duration,
+    base: i64,
 }
 
 impl Source for TestSource {
     fn stream(&mut self, cx: SourceContext) -> BoxStream<'_, Result<Pulled, SourceError>> {
         self.world.streams.fetch_add(1, Ordering::Relaxed);
         let (world, partitions, records) = (Arc::clone(&self.world), self.partitions, self.records);
-        let (batch, finite, pause) = (self.batch, self.finite, self.pause);
+        let (batch, finite, pause, base) = (self.batch, self.finite, self.pause, self.base);
         Box::pin(try_stream! {
             let partition = |number| Partition { source: "in".into(), topic: "t".into(), number };
             let partitions: Vec<_> = (0..partitions).map(|number| Arc::new(partition(number))).collect();
             let start = |partition: &Partition| {
                 let committed = world.offsets.lock().unwrap().get(partition).copied();
-                cx.resume_from(partition).max(committed).map_or(0, |Position(at)| at)
+                cx.resume_from(partition).max(committed).map_or(0, |Position(at)| at - base)
             };
             let mut at: Vec<i64> = partitions.iter().map(|partition| start(partition)).collect();
             while at.iter().any(|&at| at < records) {
@@ -350,7 +357,7 @@ impl Source for TestSource {
                         built.push_copy(Draft { body: offset.to_string().as_bytes(), offset, ..Draft::default() });
                     }
                     *at = end;
-                    yield Pulled { batch: built.finish(), position: Position(end) };
+                    yield Pulled { batch: built.finish(), position: Position(end + base), read_from: None };
                 }
             }
             if !finite {

@@ -9,11 +9,10 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::commits::Commits;
-use super::failure::{AtWork, Failure, caught, caught_now};
+use super::failure::Failure;
 use super::outputs::Rejects;
 use super::quarantine::Quarantine;
 use super::report::{Report, Reports};
-use super::suspicion::Suspect;
 use super::trouble::Troubles;
 use crate::clock::{Clock, Instant};
 use crate::observe::StageMetrics;
@@ -56,21 +55,6 @@ impl StageContext {
             return Ok(Vec::new());
         }
         Ok(if batch.len() > 1 && self.quarantine.is_alone() { one_by_one(&batch) } else { vec![batch] })
-    }
-
-    /// Runs the component's work on a record or a batch; what it panics of is put down to the records.
-    pub(super) fn at_work<T>(&self, alone: Option<Suspect>, work: impl FnOnce() -> T) -> Result<T, Failure> {
-        caught_now(work).map_err(|text| Failure::AtWork(AtWork { text, panicked: true, alone }))
-    }
-
-    /// Like [`Self::at_work`], for work that waits.
-    pub(super) async fn waits_at_work<T>(
-        &self,
-        alone: Option<&Suspect>,
-        work: impl Future<Output = T>,
-    ) -> Result<T, Failure> {
-        let panicked = |text| Failure::AtWork(AtWork { text, panicked: true, alone: alone.cloned() });
-        caught(work).await.map_err(panicked)
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use super::super::backoff::Backoff;
 use super::super::channel::Item;
-use super::super::failure::{AtWork, Failure, caught};
+use super::super::failure::{AtWork, Failure, caught, waits_at_work};
 use super::super::inputs::Inputs;
 use super::super::outputs::Rejects;
 use super::super::report::Report;
@@ -160,7 +160,7 @@ impl SinkTask {
         let mut retry = Retry::new(&self.cx);
         loop {
             let writing = async { sink.write(Arc::clone(batch)).await };
-            match self.cx.waits_at_work(self.alone.as_ref(), writing).await? {
+            match waits_at_work(self.alone.as_ref(), writing).await? {
                 Ok(answer) => return Ok(answer),
                 Err(SinkError::Retry(error)) => retry.wait(&error).await,
                 Err(SinkError::Reject(error)) => {
@@ -265,7 +265,7 @@ impl SinkTask {
         let mut retry = Retry::new(&self.cx);
         loop {
             let flushing = async { sink.flush().await };
-            match self.cx.waits_at_work(self.alone.as_ref(), flushing).await? {
+            match waits_at_work(self.alone.as_ref(), flushing).await? {
                 Ok(()) => return Ok(()),
                 Err(SinkError::Retry(error)) => retry.wait(&error).await,
                 Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),

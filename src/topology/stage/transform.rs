@@ -1,7 +1,7 @@
 //! The stage around one lane of a transform.
 
 use super::super::channel::Item;
-use super::super::failure::Failure;
+use super::super::failure::{Failure, at_work};
 use super::super::inputs::Inputs;
 use super::super::outputs::{Ports, Rejects};
 use super::{Spent, StageContext, Stopwatch};
@@ -31,7 +31,7 @@ impl TransformTask {
                     for batch in self.cx.works_on(batch, &self.rejects).await? {
                         let alone = self.cx.quarantine.alone(&self.cx.name, &batch);
                         let mut out = Output::default();
-                        self.cx.at_work(alone, || self.transform.apply(batch, &mut out))?;
+                        at_work(alone, || self.transform.apply(batch, &mut out))?;
                         watch.lap(&self.cx.metrics, Spent::Busy);
                         self.pass_on(out).await?;
                     }

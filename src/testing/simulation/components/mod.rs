@@ -94,6 +94,7 @@ fn empty(scenario: &Scenario) -> Plan {
     Plan {
         name: SECOND.into(),
         file: PathBuf::new(),
+        declared: crate::plan::Declared::default(),
         guarantee: if scenario.exactly_once { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
         paths: Vec::new(),
         transactional: scenario.exactly_once,
