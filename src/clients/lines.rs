@@ -104,17 +104,25 @@ pub(crate) fn encode(codec: Codec, batch: &Batch, lines: &mut Vec<u8>) -> Settle
     let mut settled = Settled::all();
     lines.reserve(batch.bytes().len() + batch.len());
     for (index, record) in batch.records().iter().enumerate() {
-        let start = lines.len();
-        let encoded = codec.encode(batch, record, lines).and_then(|()| in_one_line(codec, &mut lines[start..]));
-        match encoded {
-            Ok(()) => lines.push(b'\n'),
-            Err(error) => {
-                lines.truncate(start);
-                settled.refused.push(Refusal { record: index, error });
-            }
+        if let Err(error) = encode_one(codec, batch, record, lines) {
+            settled.refused.push(Refusal { record: index, error });
         }
     }
     settled
+}
+
+/// Appends a line for one record.
+///
+/// # Errors
+/// Why the record has no form as a line; nothing is appended then.
+pub(crate) fn encode_one(codec: Codec, batch: &Batch, record: &Record, lines: &mut Vec<u8>) -> Result<(), String> {
+    let start = lines.len();
+    let encoded = codec.encode(batch, record, lines).and_then(|()| in_one_line(codec, &mut lines[start..]));
+    match encoded {
+        Ok(()) => lines.push(b'\n'),
+        Err(_) => lines.truncate(start),
+    }
+    encoded
 }
 
 /// Sees to it that a text is one line.

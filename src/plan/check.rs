@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::declared::Declared;
 use super::draft::{self, Chosen, Component, Draft, listed};
 use super::graph::order;
 use super::guarantee::{self, Parts, Places};
@@ -121,8 +122,15 @@ impl<'a> Compiler<'a> {
             let compiled = sink(self, component, schema, problems);
             self.sinks.push(compiled);
         }
-        if let Some(component) = &draft.dead_letter {
-            self.dead_letter = sink(self, component, Schema::default(), problems);
+        self.dead_letter =
+            draft.dead_letter.as_ref().and_then(|component| sink(self, component, Schema::default(), problems));
+        let reads = self.dead_letter.as_ref().is_some_and(|compiled| !compiled.touched.reads.is_empty());
+        if let Some(chosen) = draft.dead_letter.as_ref().and_then(|component| component.chosen).filter(|_| reads) {
+            let span = chosen.config.get("key").map_or(chosen.span, |key| key.span);
+            problems.push(
+                Problem::error(span, "a dead letter is written as it is, and keeps the key of its record")
+                    .help("remove `key`: a record that was refused may not have the field"),
+            );
         }
         let hidden = substituted(&self.document.root, &self.document.file.text);
         problems.extend(self.loops.problems().into_iter().map(|problem| without(problem, &hidden)));
@@ -292,6 +300,10 @@ impl<'a> Compiler<'a> {
         Some(Plan {
             name: Arc::clone(&draft.name),
             file: self.document.file.path.clone(),
+            declared: Declared::of(
+                self.document,
+                draft.dead_letter.as_ref().and_then(|component| component.chosen).map(|chosen| chosen.config),
+            ),
             guarantee: paths.iter().map(|path| path.guarantee).min().unwrap_or(Guarantee::AtLeastOnce),
             paths,
             transactional,

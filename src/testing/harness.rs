@@ -17,7 +17,7 @@ use crate::component::{
     CompiledTransform, EpochRequests, Output, Problem, Pulled, Settled, SinkError, SourceContext, SourceError, Span,
 };
 use crate::config::{ProcessEnvironment, SourceFile, load};
-use crate::delivery::Positions;
+use crate::delivery::{Changes, Participants, Positions, checkpoint};
 use crate::expr::Schema;
 use crate::observe::Metrics;
 use crate::record::{Batch, BatchBuilder, Draft, Partition, Position};
@@ -67,7 +67,8 @@ pub fn transform(yaml: &str) -> TransformRun {
 #[must_use]
 pub fn sink(yaml: &str) -> SinkRun {
     let compiled = ok(compile_sink(yaml));
-    SinkRun { sink: Some(build_sink(&compiled)), compiled }
+    let process = build_context();
+    SinkRun { sink: Some(build_sink(&compiled, &process)), compiled, process }
 }
 
 /// The mistakes of a sink's config.
@@ -385,6 +386,8 @@ pub struct SinkRun {
     compiled: CompiledSink,
     /// `None` only while it is replaced.
     sink: Option<BoxSink>,
+    /// What it was built with: the store outlives it.
+    process: BuildContext,
 }
 
 impl SinkRun {
@@ -394,9 +397,44 @@ impl SinkRun {
         &self.compiled
     }
 
-    /// Begins a run. A sink that was opened before is opened again after a rewind.
+    /// Begins a run, from what is committed. A sink that was opened before is opened again after a rewind.
+    ///
+    /// # Panics
+    /// If it cannot go back to what is committed.
     pub async fn open(&mut self) -> Result<(), SinkError> {
+        let entries = self.process.store.load(&self.scope()).await.expect("the store in memory works");
+        self.participants().recover(&entries).await.expect("it can go back to what is committed");
         self.sink().open().await
+    }
+
+    /// Commits what was flushed at the oldest barrier that is not committed yet.
+    ///
+    /// # Errors
+    /// What went wrong after the commit.
+    ///
+    /// # Panics
+    /// If the store was told to fail.
+    pub async fn commit(&mut self) -> Result<(), String> {
+        self.store(self.participants().changes()).await;
+        self.participants().committed().await
+    }
+
+    /// Commits what participants have changed, and tells them nothing of it.
+    ///
+    /// # Panics
+    /// If the store was told to fail.
+    pub async fn store(&self, changes: Changes) {
+        self.process.store.commit(&self.scope(), changes).await.expect("the store in memory works");
+    }
+
+    /// The local commit of the sink's pipeline.
+    #[must_use]
+    pub fn participants(&self) -> Arc<Participants> {
+        self.process.clients.shared(Participants::default)
+    }
+
+    fn scope(&self) -> String {
+        checkpoint::scope(&self.process.pipeline)
     }
 
     /// Writes raw bodies, and waits for the answer.
@@ -418,15 +456,25 @@ impl SinkRun {
         self.sink.as_mut().expect("it is replaced at once")
     }
 
+    /// Another process, whose pipeline file has another config for the sink.
+    ///
+    /// # Panics
+    /// If the text is no valid config.
+    pub fn restart_as(&mut self, yaml: &str) -> &mut Self {
+        self.compiled = ok(compile_sink(yaml));
+        self.restart()
+    }
+
     /// Another process: a new sink of the same config, not yet open.
     pub fn restart(&mut self) -> &mut Self {
         // The old one must be gone first, with its locks.
         self.sink = None;
-        self.sink = Some(build_sink(&self.compiled));
+        self.process = BuildContext { store: Arc::clone(&self.process.store), ..build_context() };
+        self.sink = Some(build_sink(&self.compiled, &self.process));
         self
     }
 }
 
-fn build_sink(compiled: &CompiledSink) -> BoxSink {
-    (compiled.build)(&build_context()).expect("the sink can be built")
+fn build_sink(compiled: &CompiledSink, process: &BuildContext) -> BoxSink {
+    (compiled.build)(process).expect("the sink can be built")
 }

@@ -1,5 +1,6 @@
 //! The outputs of a stage: every port to all that read it, and what it refuses to the dead letter.
 
+use crate::clock::Clock;
 use crate::component::{Port, Rejected};
 use crate::delivery::DeadLetterForm;
 use crate::observe::StageMetrics;
@@ -64,6 +65,7 @@ pub(super) struct Rejects {
     pub(super) dead_letter: Option<Writer>,
     pub(super) metrics: StageMetrics,
     pub(super) budget: Budget,
+    pub(super) clock: Clock,
 }
 
 impl Rejects {
@@ -78,7 +80,7 @@ impl Rejects {
             (OnError::Drop, _, _) => self.metrics.discarded("rejected", count),
             (OnError::DeadLetter, Some(writer), Some(form)) => {
                 self.metrics.discarded("dead_letter", count);
-                for letters in form.letters(&self.stage, &rejected) {
+                for letters in form.letters(&self.stage, &rejected, self.clock.timestamp()) {
                     letters.charge(|bytes| self.budget.charge(bytes, None::<Owner>));
                     writer.write(Item::Batch(letters)).await?;
                 }

@@ -172,7 +172,7 @@ impl Quarantine {
 
 impl State {
     fn admit(&mut self, pulled: &Pulled) -> Option<usize> {
-        let (front, are_suspects) = self.suspicion.front(&pulled.batch, pulled.position);
+        let (front, are_suspects) = self.suspicion.front(pulled);
         let admitted = if are_suspects {
             if self.isolated || self.records > 0 {
                 self.waits = true;
@@ -197,11 +197,11 @@ impl State {
         let Some(first) = batch.records().first().filter(|_| records > 0) else { return };
         self.records += records as u64;
         let behind = position_behind(pulled, records);
-        if let Some(range) = self.ranges.get_mut(&**batch.origin()) {
+        if let Some(range) = self.ranges.get_mut(&**pulled.partition()) {
             range.end = range.end.max(behind);
         } else {
-            let front = pulled.position.in_front_of(first.offset);
-            self.ranges.insert((**batch.origin()).clone(), front..behind);
+            let front = pulled.in_front_of(first);
+            self.ranges.insert((**pulled.partition()).clone(), front..behind);
         }
     }
 }
@@ -215,7 +215,7 @@ fn cut_at(batch: &Batch, at: usize) -> usize {
 /// The position behind so many records of what was pulled.
 fn position_behind(pulled: &Pulled, records: usize) -> Position {
     match pulled.batch.records().get(records) {
-        Some(next) => pulled.position.in_front_of(next.offset),
+        Some(next) => pulled.in_front_of(next),
         None => pulled.position,
     }
 }
@@ -227,9 +227,13 @@ pub(super) fn take_front(held: &mut Option<Pulled>, records: usize) -> Option<Pu
         return Some(whole);
     }
     let (front, rest) = whole.batch.records().split_at(records);
-    let piece = Pulled { batch: whole.batch.with_records(front.to_vec()), position: position_behind(&whole, records) };
+    let piece = Pulled {
+        batch: whole.batch.with_records(front.to_vec()),
+        position: position_behind(&whole, records),
+        read_from: whole.read_from.clone(),
+    };
     let rest = whole.batch.with_records(rest.to_vec());
-    *held = Some(Pulled { batch: rest, position: whole.position });
+    *held = Some(Pulled { batch: rest, ..whole });
     Some(piece)
 }
 
@@ -371,6 +375,22 @@ mod tests {
         assert!(outcome.status.restarts >= 15, "{} restarts", outcome.status.restarts);
         assert_eq!(kit.world.letters(), []);
         assert_the_others_came(&kit, "out", &[]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_made_durable_condemns_no_record_even_while_one_is_looked_for() {
+        for transactional in [false, true] {
+            let kit = Kit { transactional, ..Kit::new(cannot_stand("work", &[(1, 17)], Deed::Panic)) };
+            let run = kit.start(6);
+            for restarts in [2, 6, 9, 20, 30] {
+                run.until("it goes on", |run| run.status().restarts >= restarts || run.status().state.is_over()).await;
+                kit.world.flushes_fail.store(6, Ordering::Relaxed);
+            }
+            kit.world.flushes_fail.store(0, Ordering::Relaxed);
+            assert_eq!(run.end().await.end, PipelineEnd::Finished);
+            assert!(kit.world.letters().iter().all(|(id, ..)| *id == (1, 17)));
+            assert_the_others_came(&kit, "out", &[(1, 17)]);
+        }
     }
 
     #[tokio::test(start_paused = true)]

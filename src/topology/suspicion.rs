@@ -10,6 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::component::Pulled;
 use crate::delivery::Positions;
 use crate::record::{Batch, BodyFormat, Partition, Position, Record};
 
@@ -105,10 +106,11 @@ impl Suspicion {
         Self { patient, ..Self::default() }
     }
 
-    /// How many records at the front of a batch that ends at `behind` are of one kind, and whether they are suspects.
-    pub(super) fn front(&self, batch: &Batch, behind: Position) -> (usize, bool) {
-        let Some(range) = self.suspects.get(&**batch.origin()) else { return (batch.len(), false) };
-        let is_suspect = |record: &Record| range.contains(&behind.in_front_of(record.offset));
+    /// How many records at the front of what was pulled are of one kind, and whether they are suspects.
+    pub(super) fn front(&self, pulled: &Pulled) -> (usize, bool) {
+        let batch = &pulled.batch;
+        let Some(range) = self.suspects.get(&**pulled.partition()) else { return (batch.len(), false) };
+        let is_suspect = |record: &Record| range.contains(&pulled.in_front_of(record));
         let Some(first) = batch.records().first().map(is_suspect) else { return (0, false) };
         (batch.records().iter().take_while(|record| is_suspect(record) == first).count(), first)
     }

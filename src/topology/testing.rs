@@ -102,6 +102,8 @@ pub(super) struct World {
     pub(super) broken_silences: AtomicUsize,
     /// Whether the other side of the sinks is away: nothing is answered, and nothing can be opened.
     pub(super) away: AtomicBool,
+    /// How often making durable what was written fails from now on.
+    pub(super) flushes_fail: AtomicUsize,
     /// Whether a transaction is open.
     pub(super) open: AtomicBool,
 }
@@ -230,6 +232,7 @@ impl Kit {
         Plan {
             name: "p".into(),
             file: PathBuf::new(),
+            declared: crate::plan::Declared::default(),
             guarantee: if self.transactional { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
             paths: Vec::new(),
             transactional: self.transactional,
@@ -356,7 +359,7 @@ impl Source for TestSource {
                         built.push_copy(Draft { body: offset.to_string().as_bytes(), offset, ..Draft::default() });
                     }
                     *at = end;
-                    yield Pulled { batch: built.finish(), position: Position(end + base) };
+                    yield Pulled { batch: built.finish(), position: Position(end + base), read_from: None };
                 }
             }
             if !finite {
@@ -476,7 +479,9 @@ impl Sink for TestSink {
         if self.transactional {
             self.silent_until = Some(self.world.commits.load(Ordering::Relaxed) + 1);
         }
-        async { Ok(()) }.boxed()
+        let left = &self.world.flushes_fail;
+        let fails = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        async move { if fails { Err(SinkError::Rewind("the disk is full".to_owned())) } else { Ok(()) } }.boxed()
     }
 }
 

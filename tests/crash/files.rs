@@ -1,27 +1,30 @@
-//! File to file.
+//! To files, under both guarantees: from a file and from Kafka, to one file, and to many that are rotated and compressed.
 
-use std::fs::File;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use crate::broker::wait::wait_until;
-use crate::broker::{Consumed, unique};
+use crate::broker::{Broker, Consumed, unique};
 use crate::process::Home;
 use crate::{COMMIT, COUNT, SOON, kill_again_and_again, orders, seeded};
 
-#[test]
-fn file_to_file_no_record_is_lost_and_repeats_are_replays() {
-    let mut random = seeded("file to file");
-    let name = unique("crash");
-    let home = Home::new();
-    home.write(
-        "crash.yaml",
-        format!(
-            r#"
+/// One file that grows.
+const PLAIN: &str = "{ path: totals.ndjson }";
+/// Files that are finished one after another.
+const ROTATED: &str = "{ path: totals/all.ndjson.gz, rotate: { size: 200kB }, compression: gzip }";
+/// Files of times, which are finished too.
+const BY_MINUTE: &str = "{ path: \"totals/%H-%M.ndjson.zst\", rotate: { size: 100kB, after: 3s }, compression: zstd }";
+
+fn pipeline(name: &str, guarantee: &str, source: &str, sink: &str) -> String {
+    format!(
+        r#"
 name: {name}
+guarantee: {guarantee}
 {COMMIT}sources:
   orders:
-    file: {{ path: orders.ndjson, follow: true }}
+    {source}
 transforms:
   - filter: .level != "debug"
   - map: |
@@ -29,10 +32,17 @@ transforms:
       del(.qty)
 sinks:
   totals:
-    file: {{ path: totals.ndjson }}
+    file: {sink}
 "#
-        ),
-    );
+    )
+}
+
+/// The records that came out of a file after all the kills.
+fn survive_from_a_file(guarantee: &str, sink: &str) -> Vec<Consumed> {
+    let mut random = seeded(&format!("file to file, {guarantee}, {sink}"));
+    let name = unique("crash");
+    let home = Home::new();
+    home.write("crash.yaml", pipeline(&name, guarantee, "file: { path: orders.ndjson, follow: true }", sink));
 
     let source = File::create(home.path("orders.ndjson")).expect("the target folder can be written");
     let source = Mutex::new(source);
@@ -46,19 +56,77 @@ sinks:
     let mut weir = kill_again_and_again(&home, &name, &mut random, supply);
 
     // The last record is the end of its key only; the others may still be on their way.
-    let sink = home.path("totals.ndjson");
+    let last: Vec<String> = (COUNT - 2 * orders::KEYS..COUNT)
+        .filter(|n| orders::mapped(*n).is_some())
+        .map(|n| format!("\"note\":\"order {n}\""))
+        .collect();
     wait_until("the last record of each key", SOON, || {
         weir.must_run();
-        let text = std::fs::read_to_string(&sink).unwrap_or_default();
-        (COUNT - 2 * orders::KEYS..COUNT)
-            .filter(|n| orders::mapped(*n).is_some())
-            .all(|n| text.contains(&format!("\"note\":\"order {n}\"")))
+        let lines = lines(&home);
+        let end = &lines[lines.len().saturating_sub(1000)..];
+        last.iter().all(|note| end.iter().any(|line| line.contains(note)))
     });
     assert_eq!(weir.stop(SOON), 0);
+    records(&home)
+}
 
-    let text = std::fs::read_to_string(&sink).expect("the sink's file is text");
-    let repeats = orders::assert_at_least(&text.lines().map(record).collect::<Vec<_>>(), COUNT);
-    eprintln!("file to file: {repeats} records came more than once");
+/// The records that came out of a topic after all the kills.
+fn survive_from_kafka(guarantee: &str, sink: &str) -> Vec<Consumed> {
+    let broker = Broker::shared();
+    let mut random = seeded(&format!("kafka to file, {guarantee}, {sink}"));
+    let (source, name) = (broker.topic("orders", 4), unique("crash"));
+    let mut home = Home::new();
+    home.set("KAFKA_BROKERS", broker.address()).set("WEIR_INSTANCE", &unique("instance"));
+    let config = format!("kafka: {{ brokers: \"${{KAFKA_BROKERS}}\", topics: [{source}], group: {name} }}");
+    home.write("crash.yaml", pipeline(&name, guarantee, &config, sink));
+
+    let writer = broker.writer(&source);
+    let supply = |from, to| (from..to).for_each(|n| writer.send(&orders::order(n)));
+    let mut weir = kill_again_and_again(&home, &name, &mut random, supply);
+
+    writer.flush();
+    wait_until("all to be committed", SOON, || {
+        weir.must_run();
+        broker.is_all_committed(&name, &source)
+    });
+    assert_eq!(weir.stop(SOON), 0);
+    records(&home)
+}
+
+/// All that the sink has written, in the order of the names of its files.
+fn records(home: &Home) -> Vec<Consumed> {
+    lines(home).iter().map(|line| record(line)).collect()
+}
+
+fn lines(home: &Home) -> Vec<String> {
+    let mut files: Vec<PathBuf> = vec![home.path("totals.ndjson")];
+    let folder = fs::read_dir(home.path("totals")).into_iter().flatten();
+    files.extend(folder.map(|entry| entry.expect("the folder can be read").path()));
+    files.sort();
+    files.iter().flat_map(|file| lines_of(file)).collect()
+}
+
+/// The whole lines of a file, which may still be growing.
+fn lines_of(path: &Path) -> Vec<String> {
+    let Ok(file) = File::open(path) else { return Vec::new() };
+    let name = path.to_string_lossy();
+    let decoded: Box<dyn Read> = if name.contains(".gz") {
+        Box::new(flate2::read::MultiGzDecoder::new(file))
+    } else if name.contains(".zst") {
+        Box::new(zstd::Decoder::new(file).expect("memory suffices"))
+    } else {
+        Box::new(file)
+    };
+    let mut reader = BufReader::new(decoded);
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok_and(|read| read > 0) {
+        if line.ends_with('\n') {
+            lines.push(line.trim_end().to_owned());
+        }
+        line.clear();
+    }
+    lines
 }
 
 /// A line as if it had been read from a topic.
@@ -73,4 +141,36 @@ fn record(line: &str) -> Consumed {
         headers: Vec::new(),
         timestamp: None,
     }
+}
+
+#[test]
+fn file_to_file_no_record_is_lost_and_repeats_are_replays() {
+    let repeats = orders::assert_at_least(&survive_from_a_file("at_least_once", PLAIN), COUNT);
+    eprintln!("file to file: {repeats} records came more than once");
+}
+
+#[test]
+fn file_to_file_exactly_once_no_record_is_lost_or_repeated_or_out_of_order() {
+    orders::assert_exactly(&survive_from_a_file("exactly_once", PLAIN), COUNT);
+}
+
+#[test]
+fn file_to_rotated_files_exactly_once_no_record_is_lost_or_repeated_or_out_of_order() {
+    orders::assert_exactly(&survive_from_a_file("exactly_once", ROTATED), COUNT);
+}
+
+#[test]
+fn kafka_to_file_no_record_is_lost_and_repeats_are_replays() {
+    let repeats = orders::assert_at_least(&survive_from_kafka("at_least_once", PLAIN), COUNT);
+    eprintln!("kafka to file: {repeats} records came more than once");
+}
+
+#[test]
+fn kafka_to_file_exactly_once_no_record_is_lost_or_repeated_or_out_of_order() {
+    orders::assert_exactly(&survive_from_kafka("exactly_once", PLAIN), COUNT);
+}
+
+#[test]
+fn kafka_to_files_of_times_exactly_once_no_record_is_lost_or_repeated_or_out_of_order() {
+    orders::assert_exactly(&survive_from_kafka("exactly_once", BY_MINUTE), COUNT);
 }

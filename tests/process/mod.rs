@@ -99,11 +99,20 @@ impl Home {
 
     /// Starts `weir run` on a file of this home with some more variables set.
     pub(crate) fn start_with(&self, file: &str, variables: &[(&str, &str)]) -> Weir {
+        self.launch(&["run", file], variables)
+    }
+
+    /// Starts any command of the binary, to be looked after while it runs.
+    pub(crate) fn start_command(&self, arguments: &[&str]) -> Weir {
+        self.launch(arguments, &[])
+    }
+
+    fn launch(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Weir {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let admin = format!("127.0.0.1:{}", free_port());
         let log = self.path(&format!("log-{number}.txt"));
         let mut command = Command::new("sh");
-        command.args(["-c", KEEPER, "sh"]).arg(&log).args(&self.wrapper).args([WEIR, "run", file]);
+        command.args(["-c", KEEPER, "sh"]).arg(&log).args(&self.wrapper).arg(WEIR).args(arguments);
         // The keeper itself has nothing to say; the shell would tell of each kill.
         command.current_dir(&self.folder).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         // A Ctrl-C in the terminal reaches the test; the keeper then ends the process.

@@ -7,8 +7,10 @@
 //! On revoke the thread closes the partitions, asks for the epoch to be closed, and gives them up. No lock is held while
 //! it waits, because the commit that it waits for takes the same lock on another thread.
 
+mod decide;
 mod discovery;
 mod judge;
+mod offsets;
 mod reader;
 mod rebalance;
 mod settings;
@@ -33,14 +35,16 @@ use tokio::sync::Notify;
 use super::assignment::{Assignment, BEGINNING, Rewind};
 use super::config::Connection;
 use super::embedded;
+use super::lineage::Lineage;
 use super::log::Seldom;
 use super::raw::{GroupMetadata, PartitionQueue};
 use discovery::Found;
+use offsets::{Committed, committed, committed_offsets, offset_list};
 pub(crate) use reader::{Reader, Stop};
 pub(crate) use settings::GroupSettings;
 
 use crate::component::{EpochRequests, SourceError};
-use crate::delivery::{CommitPositions, Positions};
+use crate::delivery::{CommitPositions, Decision, Mark, Positions};
 use crate::record::Partition;
 
 /// How long a revoke waits for the epoch to close.
@@ -73,11 +77,17 @@ pub(crate) struct GroupConsumer {
     /// Held while partitions change hands, and while offsets are on their way: the broker checks who sends an offset, and
     /// never whether the partition is still ours.
     moves: Mutex<()>,
+    /// Held by a decision for as long as it takes.
+    deciding: Mutex<()>,
+    /// Grows when somebody asks what was decided.
+    decisions: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
     assignment: Assignment<Queue>,
+    /// Who has moved the offsets of the partitions that are held.
+    lineages: BTreeMap<Arc<Partition>, Lineage>,
     epochs: Option<EpochRequests>,
     /// Why the run cannot go on.
     fault: Option<SourceError>,
@@ -145,6 +155,8 @@ impl GroupConsumer {
             runs: AtomicU64::new(0),
             starting: Mutex::default(),
             moves: Mutex::default(),
+            deciding: Mutex::default(),
+            decisions: AtomicU64::new(0),
         }
     }
 
@@ -199,9 +211,7 @@ impl GroupConsumer {
         if self.runs.load(Ordering::Acquire) != run {
             return Err(SourceError::Retry("a later run has begun".to_owned()));
         }
-        if std::mem::take(&mut self.state().dead) {
-            self.close();
-        }
+        self.close_if_dead();
         let rewinds = {
             let mut state = self.state();
             state.epochs = Some(epochs);
@@ -217,6 +227,19 @@ impl GroupConsumer {
             Some(client) => self
                 .reposition(&client, rewinds)
                 .map_err(|error| SourceError::Retry(format!("cannot go back to the committed offsets: {error}"))),
+        }
+    }
+
+    /// Joins the group, unless this process is about to or has. Blocks.
+    fn join_if_needed(self: &Arc<Self>) -> Result<(), String> {
+        let _one_at_a_time = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.close_if_dead();
+        if self.client().is_some() { Ok(()) } else { self.join() }
+    }
+
+    fn close_if_dead(&self) {
+        if std::mem::take(&mut self.state().dead) {
+            self.close();
         }
     }
 
@@ -460,34 +483,6 @@ fn names(partitions: &[Partition]) -> String {
     partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-fn offset_list(offsets: &[(Arc<Partition>, i64)]) -> KafkaResult<TopicPartitionList> {
-    let mut list = TopicPartitionList::with_capacity(offsets.len());
-    for (partition, offset) in offsets {
-        list.add_partition_offset(&partition.topic, partition.number, Offset::Offset(*offset))?;
-    }
-    Ok(list)
-}
-
-/// What the group has committed, of the partitions that have an offset at all. Waits until transactions in flight are
-/// settled, because the consumer reads committed data only.
-fn committed_offsets<'a>(
-    client: &Client,
-    partitions: impl Iterator<Item = (&'a str, i32)>,
-) -> KafkaResult<BTreeMap<(String, i32), i64>> {
-    let mut list = TopicPartitionList::new();
-    for (topic, number) in partitions {
-        list.add_partition(topic, number);
-    }
-    let mut offsets = BTreeMap::new();
-    for element in client.committed_offsets(list, REQUEST)?.elements() {
-        element.error()?;
-        if let Offset::Offset(offset) = element.offset() {
-            offsets.insert((element.topic().to_owned(), element.partition()), offset);
-        }
-    }
-    Ok(offsets)
-}
-
 /// Commits the positions of a source to its group.
 #[derive(Debug)]
 pub(crate) struct GroupPositions(pub(crate) Arc<GroupConsumer>);
@@ -498,6 +493,22 @@ impl CommitPositions for GroupPositions {
         Box::pin(async move {
             let runtime = group.settings.runtime.clone();
             runtime.blocking(move || group.commit(&positions)).await
+        })
+    }
+
+    fn decide(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Decision> {
+        let group = Arc::clone(&self.0);
+        Box::pin(async move {
+            let (runtime, ticket) = (group.settings.runtime.clone(), group.decision_ticket());
+            runtime.blocking(move || group.decide(ticket, &mark, &positions)).await
+        })
+    }
+
+    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, String>> {
+        let group = Arc::clone(&self.0);
+        Box::pin(async move {
+            let runtime = group.settings.runtime.clone();
+            runtime.blocking(move || group.is_decided(&mark, &positions)).await
         })
     }
 }

@@ -10,7 +10,9 @@ pub(crate) mod embedded;
 mod errors;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub(crate) mod letters;
 pub(crate) mod limits;
+pub(crate) mod lineage;
 mod log;
 pub(crate) mod producer;
 pub(crate) mod raw;

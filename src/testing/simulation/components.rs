@@ -21,7 +21,7 @@ use crate::component::{
 };
 use crate::delivery::{Committed, FenceError, Positions, SourceOffsets, Transaction};
 use crate::expr::Schema;
-use crate::plan::{Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
+use crate::plan::{Declared, Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
 use crate::record::{Batch, BatchBuilder, Draft, Partition, Position};
 use crate::state::{Store, StoreError};
 
@@ -36,6 +36,7 @@ pub(super) fn plan(name: &str, world: &Arc<World>, scenario: &Scenario) -> Plan 
     Plan {
         name: name.into(),
         file: PathBuf::new(),
+        declared: Declared::default(),
         guarantee: if transactional { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
         paths: Vec::new(),
         transactional,
@@ -120,7 +121,7 @@ impl Source for SimulatedSource {
                     batch.push_copy(Draft { body: b"x", offset, ..Draft::default() });
                 }
                 at[chosen] = end;
-                yield Pulled { batch: batch.finish(), position: Position(end) };
+                yield Pulled { batch: batch.finish(), position: Position(end), read_from: None };
             }
         })
     }

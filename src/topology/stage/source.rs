@@ -129,11 +129,12 @@ struct Feed<'a> {
 impl Feed<'_> {
     /// Deals out so many records of what is held. Their position is that of the record that follows them.
     async fn pass(&mut self, records: usize) -> Result<(), Failure> {
-        let Some(Pulled { batch, position }) = take_front(&mut self.held, records) else { return Ok(()) };
+        let Some(pulled) = take_front(&mut self.held, records) else { return Ok(()) };
         if self.open.positions.is_empty() {
             self.cx.report(Report::Moved).await?;
         }
-        note(&mut self.open.positions, batch.origin(), position);
+        note(&mut self.open.positions, pulled.partition(), pulled.position);
+        let batch = pulled.batch;
         if !batch.is_empty() {
             self.open.arrivals.push((self.cx.runtime.clock().now(), batch.len()));
             self.dealer.deal(batch, &self.owner, &mut self.watch).await?;
@@ -154,7 +155,7 @@ impl Feed<'_> {
         for partition in partitions {
             self.open.positions.remove(partition);
         }
-        if self.held.as_ref().is_some_and(|held| partitions.contains(held.batch.origin())) {
+        if self.held.as_ref().is_some_and(|held| partitions.contains(held.partition())) {
             self.let_go();
         }
     }

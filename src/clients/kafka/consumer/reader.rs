@@ -168,5 +168,6 @@ fn copy(messages: &Messages, held: &Held<Queue>, now: Timestamp, headers: &mut H
         });
         position = Some(Position(message.offset() + 1));
     }
-    Copied { pulled: position.map(|position| Pulled { batch: batch.finish(), position }), stop, missing }
+    let pulled = position.map(|position| Pulled { batch: batch.finish(), position, read_from: None });
+    Copied { pulled, stop, missing }
 }

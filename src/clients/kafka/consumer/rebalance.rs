@@ -8,9 +8,12 @@ use rdkafka::error::KafkaResult;
 use rdkafka::metadata::MetadataPartition;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::{Client, Context, GroupConsumer, PAUSE, Queue, REQUEST, REVOKE_LIMIT, committed_offsets, names};
+use super::{
+    Client, Committed, Context, GroupConsumer, PAUSE, Queue, REQUEST, REVOKE_LIMIT, committed, committed_offsets, names,
+};
 use crate::clients::kafka::assignment::BEGINNING;
 use crate::clients::kafka::config::StartAt;
+use crate::clients::kafka::lineage::Lineage;
 use crate::component::SourceError;
 use crate::record::Partition;
 
@@ -18,6 +21,7 @@ use crate::record::Partition;
 struct Start {
     at: i64,
     committed: Option<i64>,
+    lineage: Lineage,
 }
 
 impl GroupConsumer {
@@ -36,7 +40,9 @@ impl GroupConsumer {
                 match (queue, added) {
                     (Some(queue), Ok(())) => {
                         let origin = Arc::new(partition.clone());
-                        self.state().assignment.grant(origin, queue, start.at, start.committed);
+                        let mut state = self.state();
+                        state.lineages.insert(Arc::clone(&origin), start.lineage);
+                        state.assignment.grant(origin, queue, start.at, start.committed);
                     }
                     _ => self.fault(SourceError::Retry(format!("cannot read partition {partition}"))),
                 }
@@ -79,6 +85,7 @@ impl GroupConsumer {
         let still = self.moves();
         let unfinished = {
             let mut state = self.state();
+            state.lineages.retain(|partition, _| !partitions.contains(partition));
             for held in partitions.iter().filter_map(|partition| state.assignment.get(partition)) {
                 // A reader may hold on to it for a while, and must not silence the partition's next queue when it lets go.
                 held.queue.disable();
@@ -135,7 +142,7 @@ impl GroupConsumer {
             return Ok(Vec::new());
         }
         let names = || partitions.iter().map(|partition| (&*partition.topic, partition.number));
-        let committed = committed_offsets(client, names())?;
+        let mut committed = committed(client, names())?;
         let without: BTreeSet<&str> = names()
             .filter(|&(topic, number)| !committed.contains_key(&(topic.to_owned(), number)))
             .map(|(t, _)| t)
@@ -146,16 +153,15 @@ impl GroupConsumer {
                 firsts.extend(first);
             }
         }
-        let start = |(topic, number): (&str, i32)| {
+        let mut start = |(topic, number): (&str, i32)| {
             let name = (topic.to_owned(), number);
-            if let Some(&offset) = committed.get(&name) {
-                return Start { at: offset, committed: Some(offset) };
+            if let Some(Committed { offset, lineage }) = committed.remove(&name) {
+                return Start { at: offset, committed: Some(offset), lineage };
             }
-            firsts
-                .get(&name)
-                .map_or(Start { at: BEGINNING, committed: None }, |&first| Start { at: first, committed: None })
+            let at = firsts.get(&name).copied().unwrap_or(BEGINNING);
+            Start { at, committed: None, lineage: Lineage::default() }
         };
-        Ok(names().map(start).collect())
+        Ok(names().map(&mut start).collect())
     }
 
     /// Where the whole group begins in a topic of which it has no offset; `None` for its beginning.

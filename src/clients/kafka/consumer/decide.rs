@@ -1,0 +1,202 @@
+//! The group's commit as the judge of a local transaction: it is made or it is not, and later it can be told which.
+//!
+//! Every commit carries its mark. One that is in doubt is made again, until the broker has taken or refused it; nothing
+//! else moves meanwhile. One that a crash left is asked for by the next process, as a member of the group: what its
+//! predecessor still had under way is refused from then on.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+
+use super::{COMMIT_LIMIT, Client, GroupConsumer, PAUSE, committed, offset_list};
+use crate::clients::kafka::lineage::Lineage;
+use crate::clients::kafka::raw::GroupMetadata;
+use crate::delivery::{Decision, Mark, Positions};
+use crate::record::{Partition, Position};
+
+/// How long a process waits to become a member before it says so, and tries again.
+const JOIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// What became of one try.
+enum Try {
+    Done,
+    /// It was not taken, and another try would not be.
+    Refused(String),
+    /// It was not taken, because the group is rebalancing: either that ends and the partitions are still held, or they
+    /// are not.
+    NotNow(String),
+    /// It may have been taken, or be taken yet.
+    InDoubt(String),
+}
+
+impl GroupConsumer {
+    /// The ticket of a decision. It is worth nothing once somebody has asked what was decided.
+    pub(super) fn decision_ticket(&self) -> u64 {
+        self.decisions.load(Ordering::Acquire)
+    }
+
+    /// Commits all positions with the mark, or none of them, and returns once that is known. Blocks.
+    pub(super) fn decide(&self, ticket: u64, mark: &Mark, positions: &Positions) -> Decision {
+        let _one_at_a_time = self.deciding.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.decision_ticket() != ticket {
+            return Decision::Unknown("a later run has begun".to_owned());
+        }
+        let clock = self.settings.runtime.clock();
+        let started = clock.now();
+        let mut in_doubt = false;
+        loop {
+            let Some(client) = self.client() else {
+                let why = "the consumer is closed".to_owned();
+                return if in_doubt { Decision::Unknown(why) } else { Decision::No(why) };
+            };
+            match self.try_decide(&client, mark, positions) {
+                Try::Done => return Decision::Yes,
+                Try::Refused(why) if in_doubt => match self.ask(&client, mark, positions) {
+                    Ok(true) => return Decision::Yes,
+                    Ok(false) => return Decision::No(why),
+                    Err(error) => self.say(&format!("a commit is in doubt, and the broker cannot be asked: {error}")),
+                },
+                Try::Refused(why) => return Decision::No(why),
+                Try::NotNow(why) if !in_doubt && clock.now().duration_since(started) > COMMIT_LIMIT => {
+                    return Decision::No(why);
+                }
+                Try::NotNow(_) => {}
+                Try::InDoubt(why) => {
+                    in_doubt = true;
+                    self.say(&format!("a commit is in doubt, and is made again: {why}"));
+                }
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// One commit, between two rebalances: offsets go out only for partitions still held, under the assignment they were
+    /// read in.
+    fn try_decide(&self, client: &Client, mark: &Mark, positions: &Positions) -> Try {
+        let _still = self.moves();
+        let (offsets, lineages) = {
+            let state = self.state();
+            let offsets = match state.assignment.committable_together(positions) {
+                Ok(offsets) => offsets,
+                Err(why) => return Try::Refused(why),
+            };
+            let lineage = |partition: &Arc<Partition>| state.lineages.get(partition).cloned().unwrap_or_default();
+            let lineages: Vec<_> = offsets.iter().map(|(partition, _)| lineage(partition).with(mark)).collect();
+            (offsets, lineages)
+        };
+        if offsets.is_empty() {
+            return Try::Done;
+        }
+        // Offsets without a generation would be taken by a group that has become empty, whoever had read them.
+        if GroupMetadata::of(client).is_none() || client.assignment_lost() {
+            let group = &self.settings.group;
+            return Try::Refused(format!("this process is not a member of group `{group}` right now"));
+        }
+        let made = offset_list(&offsets).and_then(|list| {
+            for ((partition, _), lineage) in offsets.iter().zip(&lineages) {
+                if let Some(mut element) = list.find_partition(&partition.topic, partition.number) {
+                    element.set_metadata(lineage.to_string());
+                }
+            }
+            client.commit(&list, CommitMode::Sync)
+        });
+        match made {
+            Ok(()) => {
+                self.note_committed(&offsets);
+                let mut state = self.state();
+                let partitions = offsets.into_iter().map(|(partition, _)| partition);
+                state.lineages.extend(partitions.zip(lineages));
+                Try::Done
+            }
+            Err(error) => judge(&error, &self.settings.group),
+        }
+    }
+
+    /// Whether the positions were committed under the mark, by this process or the one before it. Blocks.
+    pub(super) fn is_decided(self: &Arc<Self>, mark: &Mark, positions: &Positions) -> Result<bool, String> {
+        // Whoever waits for a turn to decide has lost it, and whoever is at it comes to an end first.
+        self.decisions.fetch_add(1, Ordering::AcqRel);
+        let _one_at_a_time = self.deciding.lock().unwrap_or_else(PoisonError::into_inner);
+        let client = self.member()?;
+        self.ask(&client, mark, positions).map_err(|error| format!("cannot read the group's offsets yet: {error}"))
+    }
+
+    /// The client, once it is a member of the group.
+    fn member(self: &Arc<Self>) -> Result<Arc<Client>, String> {
+        self.join_if_needed()?;
+        let clock = self.settings.runtime.clock();
+        let started = clock.now();
+        loop {
+            let client = self.client().ok_or("the consumer is closed")?;
+            if GroupMetadata::of(&client).is_some() {
+                return Ok(client);
+            }
+            if clock.now().duration_since(started) > JOIN_LIMIT {
+                return Err(format!("waiting to become a member of group `{}`", self.settings.group));
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn ask(&self, client: &Client, mark: &Mark, positions: &Positions) -> KafkaResult<bool> {
+        let names = positions.keys().map(|partition| (&*partition.topic, partition.number));
+        let committed = committed(client, names)?;
+        let by_partition = positions.iter().map(|(partition, position)| {
+            let found = committed.get(&(partition.topic.to_string(), partition.number));
+            (*position, found.map(|found| (found.offset, &found.lineage)))
+        });
+        if !has_happened(mark, &by_partition.collect::<Vec<_>>()) {
+            return Ok(false);
+        }
+        let offsets: Vec<_> = positions.iter().map(|(partition, at)| (Arc::new(partition.clone()), at.0)).collect();
+        self.note_committed(&offsets);
+        Ok(true)
+    }
+
+    fn say(&self, text: &str) {
+        if self.seldom.now(text) {
+            tracing::warn!(component = %self.settings.source, "{text}");
+        }
+    }
+}
+
+/// What an error says about a commit.
+fn judge(error: &KafkaError, group: &str) -> Try {
+    let why = format!("group `{group}` did not take the offsets: {error}");
+    match error.rdkafka_error_code() {
+        Some(Code::IllegalGeneration | Code::UnknownMemberId | Code::StaleMemberEpoch | Code::RebalanceInProgress) => {
+            Try::NotNow(why)
+        }
+        Some(
+            Code::FencedInstanceId
+            | Code::FencedMemberEpoch
+            | Code::GroupAuthorizationFailed
+            | Code::TopicAuthorizationFailed
+            | Code::OffsetMetadataTooLarge
+            | Code::InvalidCommitOffsetSize
+            | Code::UnknownTopicOrPartition,
+        ) => Try::Refused(why),
+        // Of the others a broker answers some after it has written the offsets.
+        _ => Try::InDoubt(why),
+    }
+}
+
+/// Whether a commit with the mark was made, from what is committed of its partitions: an offset and who moved it.
+///
+/// A commit moves all of its partitions or none of them, so one that carries the mark, or an older one of the same store,
+/// tells for all. Where none does, the store has never committed there, or somebody has set the offsets by hand. Then the
+/// offsets tell: what stands before them is not read again, so it must not be cut off.
+fn has_happened(mark: &Mark, partitions: &[(Position, Option<(i64, &Lineage)>)]) -> bool {
+    let known = partitions.iter().filter_map(|(_, found)| found.as_ref());
+    let numbers: Vec<u64> = known.filter_map(|(_, lineage)| lineage.number_of(&mark.store)).collect();
+    if numbers.iter().any(|&number| number >= mark.number) {
+        return true;
+    }
+    if !numbers.is_empty() {
+        return false;
+    }
+    partitions.iter().any(|(position, found)| found.is_some_and(|(offset, _)| offset >= position.0))
+}

@@ -1,0 +1,148 @@
+//! Paths with a time in them: which file a record belongs to.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::fmt::strtime;
+
+use crate::record::Timestamp;
+
+/// Paths of times that are remembered; records of few times come at once.
+const REMEMBERED: usize = 256;
+const MINUTE_MS: i64 = 60_000;
+
+/// A path, in which `%Y`, `%m`, `%d` and the like stand for a record's time.
+#[derive(Debug, Clone)]
+pub(super) struct Pattern {
+    text: Arc<str>,
+    /// All times of one such span have the same path; `None` if all times have.
+    span_ms: Option<i64>,
+}
+
+impl Pattern {
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub(super) fn new(text: &str) -> Result<Self, String> {
+        let at = |millis| render(text, Timestamp(millis));
+        let first = at(0)?;
+        // Each unit that a pattern can name changes somewhere between these, and no zone but UTC is asked for.
+        let changes_within = |step: i64, steps: i64| -> Result<bool, String> {
+            (1..=steps).try_fold(false, |changes, n| Ok(changes || at(n * step)? != first))
+        };
+        let span_ms = if changes_within(1, 9)? || changes_within(100, 9)? {
+            Some(1)
+        } else if changes_within(1000, 59)? {
+            Some(1000)
+        } else {
+            text.contains('%').then_some(MINUTE_MS)
+        };
+        Ok(Self { text: text.into(), span_ms })
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether it is the path of one file.
+    pub(super) fn is_plain(&self) -> bool {
+        self.span_ms.is_none()
+    }
+
+    /// What stands before the first part with a time in it: a folder, with its `/`, or nothing.
+    pub(super) fn fixed_folder(&self) -> &str {
+        let fixed = self.text.split('%').next().unwrap_or_default();
+        &fixed[..fixed.rfind('/').map_or(0, |at| at + 1)]
+    }
+}
+
+fn render(text: &str, time: Timestamp) -> Result<String, String> {
+    if !text.contains('%') {
+        return Ok(text.to_owned());
+    }
+    let time = jiff::Timestamp::from_millisecond(time.0).map_err(|_| "the time is out of range".to_owned())?;
+    strtime::format(text, time).map_err(|error| error.to_string())
+}
+
+/// The paths of the times that were met last.
+#[derive(Debug)]
+pub(super) struct Paths {
+    pattern: Pattern,
+    by_span: HashMap<i64, Arc<str>>,
+    last: Option<(i64, Arc<str>)>,
+}
+
+impl Paths {
+    pub(super) fn new(pattern: Pattern) -> Self {
+        Self { pattern, by_span: HashMap::new(), last: None }
+    }
+
+    /// The path of a time.
+    ///
+    /// # Errors
+    /// If no calendar has that time.
+    pub(super) fn of(&mut self, time: Timestamp) -> Result<Arc<str>, String> {
+        let Some(span_ms) = self.pattern.span_ms else { return Ok(Arc::clone(&self.pattern.text)) };
+        let span = time.0.div_euclid(span_ms);
+        if let Some((last, path)) = &self.last
+            && *last == span
+        {
+            return Ok(Arc::clone(path));
+        }
+        let path = match self.by_span.get(&span) {
+            Some(path) => Arc::clone(path),
+            None => {
+                if self.by_span.len() == REMEMBERED {
+                    self.by_span.clear();
+                }
+                let path: Arc<str> = render(&self.pattern.text, time)?.into();
+                self.by_span.insert(span, Arc::clone(&path));
+                path
+            }
+        };
+        self.last = Some((span, Arc::clone(&path)));
+        Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(text: &str) -> Option<i64> {
+        Pattern::new(text).unwrap().span_ms
+    }
+
+    #[test]
+    fn a_path_changes_with_the_smallest_unit_in_it() {
+        assert_eq!(span("out.ndjson"), None);
+        assert_eq!(span("%Y/%m/%d/%H.ndjson"), Some(MINUTE_MS));
+        assert_eq!(span("%H%M"), Some(MINUTE_MS));
+        assert_eq!(span("%H%M%S"), Some(1000));
+        assert_eq!(span("%s"), Some(1000));
+        assert_eq!(span("%3f"), Some(1));
+        assert!(Pattern::new("%Q-%!").is_err());
+    }
+
+    #[test]
+    fn a_record_goes_to_the_file_of_its_time_in_utc() {
+        let mut paths = Paths::new(Pattern::new("late-%Y-%m-%d.%%.ndjson").unwrap());
+        let day = 86_400_000;
+        for (time, path) in [
+            (0, "late-1970-01-01.%.ndjson"),
+            (day, "late-1970-01-02.%.ndjson"),
+            (day - 1, "late-1970-01-01.%.ndjson"),
+            (-1, "late-1969-12-31.%.ndjson"),
+            (1_763_942_399_999, "late-2025-11-23.%.ndjson"),
+        ] {
+            assert_eq!(&*paths.of(Timestamp(time)).unwrap(), path);
+        }
+        assert!(paths.of(Timestamp(i64::MAX)).is_err());
+    }
+
+    #[test]
+    fn the_folder_that_is_always_there_is_known() {
+        let folder = |text: &str| Pattern::new(text).unwrap().fixed_folder().to_owned();
+        assert_eq!(folder("/var/out/%Y/x-%m"), "/var/out/");
+        assert_eq!(folder("x-%m"), "");
+    }
+}
