@@ -15,7 +15,7 @@ use serde_json::Value;
 /// For what takes a moment even on a machine that is busy with other tests.
 const SOON: Duration = Duration::from_mins(1);
 
-const PIPELINE: &str = r#"
+const PIPELINE: &str = r"
 name: orders
 commit: { interval: 50ms }
 sources:
@@ -30,7 +30,7 @@ sinks:
     file: { path: out.ndjson }
 dead_letter:
   file: { path: dead.ndjson }
-"#;
+";
 
 fn fixed() -> String {
     PIPELINE.replace("to_int!(.price)", "(to_int(.price) ?? 0)")

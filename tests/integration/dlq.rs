@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::process::Output;
 
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use serde_json::Value;
 
 use crate::broker::wait::wait_until;
@@ -167,6 +170,34 @@ fn letters_go_through_a_corrected_pipeline_once_beside_the_running_daemon() {
             "{listed:?}"
         );
     }
+}
+
+#[test]
+fn rule_29_letters_stay_replayed_when_the_broker_forgets_the_group() {
+    let scene = Scene::new("at_least_once", 1);
+    scene.broker.produce(&scene.source, (0..3).map(wrong));
+    scene.drain();
+    let all = ["replay", "--through", "fixed.yaml", "etl.yaml"];
+    assert_eq!(
+        scene.said(&[&all[..], &["--limit", "2"]].concat()),
+        "replayed 2 letters: 2 records delivered\nskipped: 1 beyond the limit\n"
+    );
+
+    // As it does a week after the last commit of a group without members.
+    let group = format!("{}.weir-dlq.priced", scene.name);
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", scene.broker.address()).create().expect("the settings are valid");
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it starts");
+    wait_until("the group to be forgotten", SOON, || {
+        let deleted = tokio.block_on(admin.delete_groups(&[&group], &AdminOptions::new()));
+        // The broker may take the member that has just left for one that will be back.
+        deleted.expect("the broker answers").into_iter().all(|group| group.is_ok())
+    });
+
+    let replayed: Vec<_> = scene.listed(&[]).iter().map(|letter| letter["replayed"] == true).collect();
+    assert_eq!(replayed, [true, true, false]);
+    assert_eq!(scene.said(&all), "replayed 1 letter: 1 record delivered\nskipped: 2 replayed before\n");
+    assert_eq!(scene.delivered(), (0..3).map(|n| (n, 1)).collect());
 }
 
 /// Replays `COUNT` letters with a process that is killed again and again, and tells how often each record came.

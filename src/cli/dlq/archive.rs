@@ -90,7 +90,7 @@ impl Archive {
                 (compiled, topic.name().to_owned())
             }
             Self::File(file) => {
-                let topic = names.topic(&file.identity()?, once);
+                let topic = Names::topic(&file.identity()?, once);
                 (file.source(&topic), topic)
             }
         };

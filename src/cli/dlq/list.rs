@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -65,25 +66,36 @@ fn moment(text: &str) -> Result<jiff::Timestamp, String> {
 
 /// Which letters were replayed; `None` if it cannot be told now, because the daemon holds the store.
 pub(super) fn progress(opened: &Opened) -> Result<Option<Progress>, Stop> {
+    let tokio = tokio::runtime::Builder::new_current_thread().build();
+    let tokio = tokio.map_err(|error| Stop::failed(format!("cannot start: {error}")))?;
     let names = Names::of(&opened.plan.name);
-    match &opened.archive {
-        Archive::Topic(topic) => Progress::of_topic(topic, &names).map(Some).map_err(Stop::failed),
-        Archive::File(file) => {
-            let path = &opened.settings.data_dir;
-            // Nothing was ever replayed, and a folder is not made for looking.
-            if !path.join("weir.redb").exists() {
-                return Ok(Some(Progress::default()));
-            }
-            let Ok(dir) = DataDir::take(path) else { return Ok(None) };
-            let store = DiskStore::open(&dir.store()).map_err(|error| Stop::failed(error.to_string()))?;
-            let tokio = tokio::runtime::Builder::new_current_thread().build();
-            let tokio = tokio.map_err(|error| Stop::failed(format!("cannot start: {error}")))?;
-            let scope = crate::delivery::checkpoint::scope(&opened.plan.name);
-            let entries = tokio.block_on(store.load(&scope)).map_err(|error| Stop::failed(error.to_string()))?;
-            let identity = file.identity().map_err(Stop::failed)?;
-            Progress::of_entries(&entries, &identity).map(Some).map_err(Stop::failed)
+    let found = match &opened.archive {
+        Archive::Topic(topic) => {
+            let held = held(&opened.own_folder())?;
+            let store = held.as_ref().map(|(_, store)| store as &dyn Store);
+            tokio.block_on(Progress::of_topic(topic, &names, store)).map(Some)
         }
+        // Nothing was ever replayed.
+        Archive::File(_) if !opened.settings.data_dir.join(STORE).exists() => Ok(Some(Progress::default())),
+        Archive::File(file) => match held(&opened.settings.data_dir)? {
+            None => Ok(None),
+            Some((_dir, store)) => tokio.block_on(Progress::of_store(&store, &names, file)).map(Some),
+        },
+    };
+    found.map_err(Stop::failed)
+}
+
+/// The file of a data folder's store.
+const STORE: &str = "weir.redb";
+
+/// The store of a folder, if there is one and nobody else holds it. No folder is made for looking.
+fn held(folder: &Path) -> Result<Option<(DataDir, DiskStore)>, Stop> {
+    if !folder.join(STORE).exists() {
+        return Ok(None);
     }
+    let Ok(dir) = DataDir::take(folder) else { return Ok(None) };
+    let store = DiskStore::open(&dir.store()).map_err(|error| Stop::failed(error.to_string()))?;
+    Ok(Some((dir, store)))
 }
 
 /// Whether a letter was replayed, in a word.

@@ -123,6 +123,13 @@ struct Opened {
     settings: Settings,
 }
 
+impl Opened {
+    /// The folder that replays of the pipeline's letters have for themselves.
+    fn own_folder(&self) -> PathBuf {
+        self.settings.data_dir.join("dlq").join(&*self.plan.name)
+    }
+}
+
 impl Which {
     fn open(&self) -> Result<Opened, Stop> {
         let settings =
@@ -167,7 +174,7 @@ pub(super) fn run(command: Command) -> u8 {
         Command::Replay { which, through, stage, limit, dry_run, places } => which.open().and_then(|opened| {
             let through = through.map(|file| which.plan(&file)).transpose()?;
             let asked = replay::Asked { stage, limit, dry_run, places };
-            replay::replay(opened, through, &asked, &mut stdout().lock())
+            replay::replay(&opened, through, &asked, &mut stdout().lock())
         }),
     };
     done.unwrap_or_else(|Stop { code, words }| {

@@ -1,17 +1,21 @@
 //! Which letters were replayed.
 //!
 //! A replay commits how far it came together with what it delivered: in a consumer group of its own for a topic, in the
-//! store for a file. Letters of a stage that are replayed in their order need one position for each partition. Letters
+//! store for a file. Brokers forget groups that nobody uses, after a week by default, so what they told is also kept in the
+//! replay's own folder. Letters of a stage that are replayed in their order need one position for each partition. Letters
 //! that a person names one by one do not wait for those before them: such a choice has a group, or an entry, of its own,
 //! whose name lists the places.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::clients::kafka::letters::LetterTopic;
 use crate::clients::letters::Place;
-use crate::delivery::checkpoint;
+use crate::clients::letters::file::LetterFile;
+use crate::delivery::{Positions, checkpoint};
 use crate::plan::letters_of;
-use crate::state::Entries;
+use crate::record::{Partition, Position};
+use crate::state::{Entries, Store};
 
 use super::archive::places_of;
 
@@ -40,8 +44,13 @@ impl Names {
         format!("{}{stage}{once}", self.prefix())
     }
 
+    /// Where the store keeps what the groups of a topic's replays have committed.
+    fn memory(&self) -> String {
+        format!("replayed letters of {}", self.pipeline)
+    }
+
     /// What the positions of a replay of a file are stored by.
-    pub(super) fn topic(&self, identity: &str, once: Option<&str>) -> String {
+    pub(super) fn topic(identity: &str, once: Option<&str>) -> String {
         let once = once.map(|once| format!("{CHOICE}{once}")).unwrap_or_default();
         format!("{identity}{once}")
     }
@@ -59,27 +68,57 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Of the letters in a topic.
+    /// Of the letters in a topic: what its groups have committed, and what `store` remembers of those that are forgotten.
     ///
     /// # Errors
-    /// If the brokers do not tell.
-    pub(super) fn of_topic(topic: &LetterTopic, names: &Names) -> Result<Self, String> {
-        let mut progress = Self::default();
-        let prefix = names.prefix();
-        for (group, members) in topic.groups(&prefix)? {
-            let rest = &group[prefix.len()..];
+    /// If the brokers, or the store, do not tell.
+    pub(super) async fn of_topic(
+        topic: &LetterTopic,
+        names: &Names,
+        store: Option<&dyn Store>,
+    ) -> Result<Self, String> {
+        let mut positions = Positions::new();
+        if let Some(store) = store {
+            let entries = store.load(&names.memory()).await.map_err(|error| error.to_string())?;
+            positions = checkpoint::decode_of(&entries, |_| true)?;
+            positions.retain(|partition, _| &*partition.topic == topic.name());
+        }
+        let mut members = BTreeMap::new();
+        for (group, of_group) in topic.groups(&names.prefix())? {
+            for (number, offset) in topic.committed(&group)? {
+                let (source, topic) = (Arc::from(group.as_str()), Arc::from(topic.name()));
+                let known = positions.entry(Partition { source, topic, number }).or_insert(Position(offset));
+                *known = Position(offset).max(*known);
+            }
+            members.insert(group, of_group);
+        }
+        if let Some(store) = store {
+            let changes = checkpoint::encode(&positions);
+            store.commit(&names.memory(), changes).await.map_err(|error| error.to_string())?;
+        }
+        let mut progress = Self { members, ..Self::default() };
+        for (partition, position) in &positions {
+            let Some(rest) = partition.source.strip_prefix(&names.prefix()) else { continue };
             let (stage, once) = rest.split_once('.').map_or((rest, None), |(stage, once)| (stage, Some(once)));
-            progress.add(stage, once, topic.committed(&group)?);
-            progress.members.insert(group, members);
+            progress.add(stage, once, [(partition.number, position.0)]);
         }
         Ok(progress)
+    }
+
+    /// Of the letters in a file.
+    ///
+    /// # Errors
+    /// If the file or the store cannot be read.
+    pub(super) async fn of_store(store: &dyn Store, names: &Names, file: &LetterFile) -> Result<Self, String> {
+        let entries = store.load(&checkpoint::scope(&names.pipeline)).await.map_err(|error| error.to_string())?;
+        Self::of_entries(&entries, &file.identity()?)
     }
 
     /// Of the letters in a file, by what the store has of the pipeline.
     ///
     /// # Errors
     /// If an entry is damaged.
-    pub(super) fn of_entries(entries: &Entries, identity: &str) -> Result<Self, String> {
+    fn of_entries(entries: &Entries, identity: &str) -> Result<Self, String> {
         let suffix = letters_of("");
         let mut progress = Self::default();
         for (partition, position) in checkpoint::decode_of(entries, |source| source.ends_with(&*suffix))? {
@@ -129,13 +168,9 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::cli::dlq::archive::once;
     use crate::clients::letters::replay::Selection;
-    use crate::delivery::Positions;
-    use crate::record::{Partition, Position};
 
     fn place(partition: i32, offset: i64) -> Place {
         Place { partition, offset }
@@ -168,14 +203,13 @@ mod tests {
 
     #[test]
     fn the_store_tells_of_this_file_and_no_other() {
-        let names = Names::of("orders");
         let at = |source: &str, topic: &str, position| {
             (Partition { source: Arc::from(source), topic: Arc::from(topic), number: 0 }, Position(position))
         };
         let positions: Positions = [
-            at("priced.letters", &names.topic("dead#aa", None), 2),
-            at("priced.letters", &names.topic("dead#aa", Some("0-7")), 8),
-            at("priced.letters", &names.topic("dead#bb", None), 100),
+            at("priced.letters", &Names::topic("dead#aa", None), 2),
+            at("priced.letters", &Names::topic("dead#aa", Some("0-7")), 8),
+            at("priced.letters", &Names::topic("dead#bb", None), 100),
             at("priced", "dead#aa", 100),
         ]
         .into();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +17,12 @@ use crate::cli::run::Signals;
 use crate::cli::{FAILED, FINE};
 use crate::clients::letters::Place;
 use crate::clients::letters::replay::{Selection, is_json};
-use crate::delivery::{Letter, checkpoint};
+use crate::delivery::Letter;
 use crate::observe::{Metrics, PipelineState, StatusBoard, logs};
 use crate::plan::Plan;
 use crate::record::BodyFormat;
 use crate::runtime::Runtime;
-use crate::state::{DataDir, DiskStore, Store, instance_id};
+use crate::state::{DataDir, DiskStore, instance_id};
 use crate::topology::{self, Host, PipelineEnd};
 
 /// So many letters can be named one by one: the name of their consumer group lists them.
@@ -63,7 +64,7 @@ impl Picked {
 }
 
 /// Replays letters. Returns the exit code.
-pub(super) fn replay(opened: Opened, through: Option<Plan>, asked: &Asked, out: &mut dyn Write) -> Result<u8, Stop> {
+pub(super) fn replay(opened: &Opened, through: Option<Plan>, asked: &Asked, out: &mut dyn Write) -> Result<u8, Stop> {
     let runtime = Runtime::system();
     let settings = &opened.settings;
     logs::init(settings.log.style, settings.log.level.clone(), runtime.clock()).map_err(Stop::failed)?;
@@ -76,9 +77,9 @@ pub(super) fn replay(opened: Opened, through: Option<Plan>, asked: &Asked, out: 
     }
     let tokio = tokio::runtime::Builder::new_multi_thread().thread_name("weir").enable_all().build();
     let tokio = tokio.map_err(|error| Stop::failed(format!("cannot start: {error}")))?;
-    let data = Data::open(&opened, &plan)?;
-    let progress = tokio.block_on(data.progress(&opened, &names))?;
-    let picked = pick(&opened, asked, &progress, runtime.clock())?;
+    let data = Data::open(opened, &plan)?;
+    let progress = tokio.block_on(data.progress(opened, &names))?;
+    let picked = pick(opened, asked, &progress, runtime.clock())?;
     for stage in picked.letters.keys() {
         plan.decodes(stage).map_err(|error| {
             let next = "name the stages that are meant with `--stage`, or replay `--through` a file that has them all";
@@ -86,7 +87,7 @@ pub(super) fn replay(opened: Opened, through: Option<Plan>, asked: &Asked, out: 
         })?;
     }
     if asked.dry_run || picked.len() == 0 {
-        return Ok(told(say_what_would_be(&opened, &picked, asked.dry_run, out)));
+        return Ok(told(say_what_would_be(opened, &picked, asked.dry_run, out)));
     }
 
     let chosen_one_by_one = !asked.places.is_empty();
@@ -104,7 +105,7 @@ pub(super) fn replay(opened: Opened, through: Option<Plan>, asked: &Asked, out: 
     let plan = plan.replaying(letters).map_err(Stop::invalid)?;
     let end = tokio.block_on(run(&plan, &data, settings.memory, settings.grace, runtime));
     let result = end.and_then(|end| {
-        let after = tokio.block_on(data.progress(&opened, &names))?;
+        let after = tokio.block_on(data.progress(opened, &names))?;
         let came_through = choices
             .iter()
             .flat_map(|(stage, selection)| selection.places().map(move |place| (stage, place)))
@@ -189,6 +190,8 @@ struct Data {
     dir: DataDir,
     store: Arc<DiskStore>,
     instance: Arc<str>,
+    /// The replays' own folder, where another one is needed beside it.
+    own: Option<(DataDir, Arc<DiskStore>)>,
 }
 
 impl Data {
@@ -196,36 +199,37 @@ impl Data {
     /// or records go to one, the daemon's own store knows how far that file is written, so its folder must be free.
     fn open(opened: &Opened, plan: &Plan) -> Result<Self, Stop> {
         let settings = &opened.settings;
-        let mut sinks = plan.sinks.iter().chain(&plan.dead_letter);
-        let of_files = matches!(opened.archive, Archive::File(_)) || sinks.any(|sink| sink.kind == "file");
-        let own = settings.data_dir.join("dlq").join(&*opened.plan.name);
-        let dir = DataDir::take(if of_files { &settings.data_dir } else { &own }).map_err(|error| {
-            let next = if of_files {
-                "dead letters in a file, or for a file, can be replayed only while the daemon that writes it is stopped"
-            } else {
-                "another replay of this pipeline's letters is under way; wait until it has ended"
-            };
-            Stop::failed(format!("{error}; {next}"))
-        })?;
-        let failed = |error: crate::state::StoreError| Stop::failed(error.to_string());
-        let store = Arc::new(DiskStore::open(&dir.store()).map_err(failed)?);
+        let in_file = matches!(opened.archive, Archive::File(_));
+        let to_file = plan.sinks.iter().chain(&plan.dead_letter).any(|sink| sink.kind == "file");
+        let take = |path: &Path, next: &str| {
+            let dir = DataDir::take(path).map_err(|error| Stop::failed(format!("{error}; {next}")))?;
+            let store = DiskStore::open(&dir.store()).map_err(|error| Stop::failed(error.to_string()))?;
+            Ok::<_, Stop>((dir, Arc::new(store)))
+        };
+        let other = "another replay of this pipeline's letters is under way; wait until it has ended";
+        let daemon =
+            "dead letters in a file, or for a file, can be replayed only while the daemon that writes it is stopped";
+        let own = if in_file { None } else { Some(take(&opened.own_folder(), other)?) };
+        let ((dir, store), own) = match own {
+            Some(own) if !to_file => (own, None),
+            own => (take(&settings.data_dir, daemon)?, own),
+        };
         let instance = match &settings.instance {
             Some(instance) => Arc::from(instance.as_str()),
-            None => instance_id(dir.path()).map_err(failed)?,
+            None => instance_id(dir.path()).map_err(|error| Stop::failed(error.to_string()))?,
         };
-        Ok(Self { dir, store, instance })
+        Ok(Self { dir, store, instance, own })
     }
 
     async fn progress(&self, opened: &Opened, names: &Names) -> Result<Progress, Stop> {
-        match &opened.archive {
-            Archive::Topic(topic) => Progress::of_topic(topic, names).map_err(Stop::failed),
-            Archive::File(file) => {
-                let scope = checkpoint::scope(&opened.plan.name);
-                let entries = self.store.load(&scope).await.map_err(|error| Stop::failed(error.to_string()))?;
-                let identity = file.identity().map_err(Stop::failed)?;
-                Progress::of_entries(&entries, &identity).map_err(Stop::failed)
+        let progress = match &opened.archive {
+            Archive::Topic(topic) => {
+                let own = self.own.as_ref().map_or(&self.store, |(_, store)| store);
+                Progress::of_topic(topic, names, Some(&**own)).await
             }
-        }
+            Archive::File(file) => Progress::of_store(&*self.store, names, file).await,
+        };
+        progress.map_err(Stop::failed)
     }
 }
 
