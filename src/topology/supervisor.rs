@@ -158,6 +158,7 @@ async fn supervise_to_its_end(plan: Plan, host: Host, stop: CancellationToken) -
         PipelineEnd::Failed(reason) => (PipelineState::Failed, Some(reason.clone())),
     };
     pipeline.progress.enter(state, None, reason);
+    pipeline.progress.look(pipeline.budget.used());
     end
 }
 

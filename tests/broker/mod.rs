@@ -7,6 +7,7 @@
 
 mod client;
 pub(crate) mod install;
+pub(crate) mod secured;
 pub(crate) mod wait;
 
 use std::fs::{self, File};
@@ -224,7 +225,8 @@ fn properties(folder: &Path, port: u16, controller_port: u16, settings: &[(&str,
         folder.join("data").display()
     );
     for (name, value) in settings {
-        text.extend([*name, "=", *value, "\n"]);
+        let value = value.replace("{port}", &port.to_string()).replace("{controller}", &controller_port.to_string());
+        text.extend([*name, "=", value.as_str(), "\n"]);
     }
     text
 }

@@ -72,7 +72,7 @@ impl Stream {
 pub(crate) struct Account {
     count: u64,
     exactly_once: bool,
-    sink_has_limit: bool,
+    sink_is_topic: bool,
     delivered: Vec<Seen>,
     dead: Vec<Seen>,
     found: Found,
@@ -109,10 +109,10 @@ impl Figures {
 
 impl Account {
     /// Of the first `count` records.
-    pub(crate) fn new(count: u64, exactly_once: bool, sink_has_limit: bool) -> Self {
+    pub(crate) fn new(count: u64, exactly_once: bool, sink_is_topic: bool) -> Self {
         let nothing = vec![Seen::default(); usize::try_from(count).expect("a round is small")];
         let (delivered, dead) = (nothing.clone(), nothing);
-        Self { count, exactly_once, sink_has_limit, delivered, dead, found: Found::default() }
+        Self { count, exactly_once, sink_is_topic, delivered, dead, found: Found::default() }
     }
 
     /// A record that came out of the sink.
@@ -134,6 +134,11 @@ impl Account {
         }
         let is_first = self.see(n, &place, true);
         self.in_order(stream, n, &place, is_first);
+    }
+
+    /// A file that cannot be read to its end.
+    pub(crate) fn damaged(&mut self, what: String) {
+        self.found.add("torn", what);
     }
 
     /// A letter.
@@ -184,7 +189,7 @@ impl Account {
     }
 
     fn fate(&self, n: u64) -> Fate {
-        Kind::of(n).fate(self.sink_has_limit)
+        Kind::of(n).fate(self.sink_is_topic)
     }
 
     /// Counts it, and tells whether it is the first time.

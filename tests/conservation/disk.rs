@@ -99,3 +99,26 @@ impl Drop for Disks {
         let _ = self.keeper.wait();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Home;
+
+    #[test]
+    fn a_full_disk_takes_nothing_until_it_is_freed() {
+        let home = Home::new();
+        let folder = home.path("disk");
+        let disks = match Disks::mount(std::slice::from_ref(&folder), 1 << 20) {
+            Ok(disks) => disks,
+            Err(why) => return eprintln!("this machine mounts no memory file system: {why}"),
+        };
+        let file = disks.outside(&folder).join("file");
+        fs::write(&file, "some").unwrap();
+        disks.fill(&folder);
+        assert!(fs::write(&file, vec![1; 1 << 16]).is_err());
+        disks.free(&folder);
+        fs::write(&file, vec![1; 1 << 16]).unwrap();
+        assert!(!folder.join("file").exists(), "only who is within sees it under its own path");
+    }
+}

@@ -24,6 +24,7 @@ mod process;
 
 mod account;
 mod disk;
+mod files;
 mod pipeline;
 mod records;
 mod round;

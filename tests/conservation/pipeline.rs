@@ -1,13 +1,14 @@
 //! The pipelines that are struck: from where, to where, under which guarantee; what goes in and what came out.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::account::{Account, Stream};
 use crate::broker::{Broker, Record, Writer, unique};
-use crate::records::{KEYS, TOPIC_LIMIT, body, key};
+use crate::files::{self, Form};
+use crate::records::{KEYS, Kind, TOPIC_LIMIT, body, key};
 use crate::schedule::{Disk, Exposure};
 
 /// From where to where.
@@ -27,10 +28,12 @@ pub(crate) struct Case {
 
 impl Case {
     /// All that are struck, at once.
-    pub(crate) const ALL: [Self; 4] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self { route: Route::KafkaToKafka, exactly_once: true },
         Self { route: Route::KafkaToKafka, exactly_once: false },
+        Self { route: Route::KafkaToFile, exactly_once: true },
         Self { route: Route::KafkaToFile, exactly_once: false },
+        Self { route: Route::FileToFile, exactly_once: true },
         Self { route: Route::FileToFile, exactly_once: false },
     ];
 
@@ -66,6 +69,11 @@ impl Case {
 /// The setting of a topic that limits its records.
 const LIMIT: &str = "max.message.bytes";
 
+/// The setting of a topic that limits how far in the future a timestamp may lie, in milliseconds. By default it is an hour;
+/// where a [`Kind::Poison`] record is to pass, it is for ever.
+const LATEST: &str = "message.timestamp.after.max.ms";
+const FAR: &str = "9223372036854775807";
+
 /// How many partitions and files the records of a pipeline are spread over.
 const PARTITIONS: i32 = 4;
 
@@ -92,6 +100,7 @@ struct Variant {
     lanes: u32,
     /// Whether there are two sinks, each for one half of the keys.
     halves: bool,
+    form: Form,
     /// For how many seconds records were supplied before the first process starts.
     backlog: u64,
 }
@@ -102,6 +111,7 @@ impl Variant {
             session: random.bool().then_some(Duration::from_secs(6)),
             lanes: random.u32(1..=3),
             halves: random.bool(),
+            form: Form::draw(random),
             backlog: random.u64(0..10),
         }
     }
@@ -117,14 +127,16 @@ impl<'a> Pipeline<'a> {
         let mut dead = "dead".to_owned();
         let mut source = String::new();
         if case.reads_kafka() {
-            source = broker.topic("orders", PARTITIONS);
+            source = unique("orders");
+            broker.create_topic(&source, PARTITIONS, &[(LATEST, FAR)]);
         }
         if !case.writes_files() {
             for sink in &mut sinks {
                 *sink = unique(sink);
                 broker.create_topic(sink, PARTITIONS, &[(LIMIT, TOPIC_LIMIT)]);
             }
-            dead = broker.topic("dead", 1);
+            dead = unique("dead");
+            broker.create_topic(&dead, 1, &[(LATEST, FAR)]);
         }
         Self { case, broker, name, source, sinks, dead, folder, variant }
     }
@@ -144,7 +156,7 @@ impl<'a> Pipeline<'a> {
         };
         let place = |name: &str| {
             if self.case.writes_files() {
-                format!(r#"file: {{ path: "${{SINK_DIR}}/{name}.ndjson" }}"#)
+                self.variant.form.sink(name)
             } else {
                 format!(r#"kafka: {{ brokers: "${{KAFKA_BROKERS}}", topic: {name} }}"#)
             }
@@ -154,7 +166,7 @@ impl<'a> Pipeline<'a> {
         let (halves, sinks) = match self.sinks.get(1) {
             None => ("", format!("  totals:\n    {sink}")),
             Some(other) => (
-                "  - name: halves\n    route: { even: mod(to_int!(.n), 2) == 0 }\n",
+                "  - name: halves\n    route:\n      even: mod(to_int!(.n), 2) == 0\n",
                 format!(
                     "  even:\n    from: halves.even\n    {sink}\n  odd:\n    from: halves.else\n    {}",
                     place(other)
@@ -192,9 +204,10 @@ dead_letter:
 
     /// What was drawn for it, for people.
     pub(crate) fn variant(&self) -> String {
-        let Variant { session, lanes, halves: _, backlog } = self.variant;
+        let Variant { session, lanes, halves: _, form, backlog } = self.variant;
+        let form = if self.case.writes_files() { form.describe() } else { "topics".to_owned() };
         format!(
-            "{lanes} lanes, {} sinks, {backlog} s of backlog, session {}",
+            "{lanes} lanes, {} sinks, {form}, {backlog} s of backlog, session {}",
             self.sinks.len(),
             session.map_or("10 s".to_owned(), |s| format!("{s:?}"))
         )
@@ -208,7 +221,7 @@ dead_letter:
     /// Who puts records in.
     pub(crate) fn supplier(&self) -> Supplier {
         if self.case.reads_kafka() {
-            Supplier::Topic(self.broker.writer(&self.source))
+            Supplier::Topic { writer: self.broker.writer(&self.source), poisons: !self.case.writes_files() }
         } else {
             let open = |number| {
                 let path = self.folder.join(format!("orders-{number}.ndjson"));
@@ -273,32 +286,42 @@ dead_letter:
     }
 
     fn read_files(&self, account: &mut Account, folder: &Path) {
-        let Ok(entries) = fs::read_dir(folder) else { return };
-        let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        paths.sort();
         // The files of one process hold all records of a key only where it has no others beside it.
         let mut totals = Stream::new(String::new(), !self.case.reads_kafka());
         let mut dead = Stream::new(String::new(), false);
-        for path in paths {
+        for path in files::list(folder) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_sink = self.sinks.iter().any(|sink| name.starts_with(sink.as_str()));
+            let is_dead = name.starts_with(&self.dead);
             totals.goes_on_in(path.display().to_string());
             dead.goes_on_in(path.display().to_string());
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let file = File::open(&path).expect("what is listed can be read");
-            for (number, line) in (1..).zip(BufReader::new(file).split(b'\n')) {
-                let line = line.expect("what is listed can be read");
-                if self.sinks.iter().any(|sink| name.starts_with(sink.as_str())) {
-                    account.delivered(&mut totals, number, &line);
-                } else if name.starts_with(&self.dead) {
-                    account.dead_letter(&dead, number, &line);
+            let read = files::read_lines(&path, |number, line| {
+                if is_sink {
+                    account.delivered(&mut totals, number, line);
+                } else if is_dead {
+                    account.dead_letter(&dead, number, line);
                 }
+            });
+            if let Err(damaged) = read
+                && (is_sink || is_dead)
+            {
+                account.damaged(damaged);
             }
         }
     }
+
+    /// How its file sinks write, if it has any.
+    pub(crate) fn form(&self) -> Option<Form> {
+        self.case.writes_files().then_some(self.variant.form)
+    }
 }
+
+/// The year 2099, in milliseconds since the Unix epoch.
+const TOO_LATE: i64 = 4_080_000_000_000;
 
 /// Puts records in.
 pub(crate) enum Supplier {
-    Topic(Writer),
+    Topic { writer: Writer, poisons: bool },
     Files(Vec<File>),
 }
 
@@ -306,7 +329,15 @@ impl Supplier {
     /// Puts in the records of a range.
     pub(crate) fn supply(&mut self, from: u64, to: u64) {
         match self {
-            Self::Topic(writer) => (from..to).for_each(|n| writer.send(&Record::new(body(n)).key(key(n)))),
+            Self::Topic { writer, poisons } => {
+                for n in from..to {
+                    let mut record = Record::new(body(n)).key(key(n));
+                    if *poisons && Kind::of(n) == Kind::Poison {
+                        record = record.at(TOO_LATE);
+                    }
+                    writer.send(&record);
+                }
+            }
             Self::Files(files) => {
                 let count = u64::from(PARTITIONS.unsigned_abs());
                 for (number, file) in (0..).zip(files) {
@@ -322,7 +353,7 @@ impl Supplier {
 
     /// Waits until all of it is there.
     pub(crate) fn finish(&self) {
-        if let Self::Topic(writer) = self {
+        if let Self::Topic { writer, .. } = self {
             writer.flush();
         }
     }

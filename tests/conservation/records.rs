@@ -21,6 +21,8 @@ pub(crate) enum Kind {
     Broken,
     /// The program fails on it.
     Unmappable,
+    /// The topic of a Kafka sink refuses its timestamp, and with it all that is in one request with it.
+    Poison,
     /// It is larger than the topic of a Kafka sink takes while its limit is lowered.
     Medium,
     /// It is larger than the topic of a Kafka sink ever takes.
@@ -47,6 +49,7 @@ impl Kind {
         match n {
             n if n % 41 == 5 => Self::Broken,
             n if n % 43 == 7 => Self::Unmappable,
+            n if n % 5_003 == 1_717 => Self::Poison,
             n if n % 251 == 11 => Self::Large,
             n if n % 127 == 19 => Self::Medium,
             n if n % 9 == 4 => Self::Debug,
@@ -54,14 +57,14 @@ impl Kind {
         }
     }
 
-    /// What must become of it, where the sink takes records of any size or not.
-    pub(crate) fn fate(self, sink_has_limit: bool) -> Fate {
+    /// What must become of it, where the sink is a topic or takes anything.
+    pub(crate) fn fate(self, sink_is_topic: bool) -> Fate {
         match self {
             Self::Debug => Fate::Filtered,
             Self::Broken | Self::Unmappable => Fate::DeadLettered,
-            Self::Large if sink_has_limit => Fate::DeadLettered,
-            Self::Medium if sink_has_limit => Fate::Either,
-            Self::Good | Self::Medium | Self::Large => Fate::Delivered,
+            Self::Large | Self::Poison if sink_is_topic => Fate::DeadLettered,
+            Self::Medium if sink_is_topic => Fate::Either,
+            Self::Good | Self::Poison | Self::Medium | Self::Large => Fate::Delivered,
         }
     }
 }
@@ -75,7 +78,7 @@ pub(crate) fn key(n: u64) -> String {
 pub(crate) fn body(n: u64) -> String {
     let (key, price, qty) = (key(n), n % 100, 1 + n % 3);
     match Kind::of(n) {
-        Kind::Good => {
+        Kind::Good | Kind::Poison => {
             format!(r#"{{"id":"id={n};","key":"{key}","n":{n},"level":"info","price":{price},"qty":{qty}}}"#)
         }
         Kind::Debug => {

@@ -321,3 +321,72 @@ impl Draw<'_> {
         Schedule { steps: self.steps }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXPOSURE: Exposure = Exposure { shares: true, disks: &[Disk::Sinks, Disk::Data], limit: true };
+    const LENGTH: Duration = Duration::from_secs(45);
+
+    fn drawn(seed: u64) -> [Schedule; 2] {
+        let mut random = fastrand::Rng::with_seed(seed);
+        [Schedule::of_broker(&mut random, LENGTH), Schedule::of_pipeline(&mut random, LENGTH, EXPOSURE)]
+    }
+
+    #[test]
+    fn a_seed_draws_its_schedule_again() {
+        for seed in 0..20 {
+            assert_eq!(drawn(seed).map(|schedule| schedule.to_string()), drawn(seed).map(|again| again.to_string()));
+        }
+        assert_ne!(drawn(1)[1].to_string(), drawn(2)[1].to_string());
+    }
+
+    #[test]
+    fn every_round_has_the_faults_that_matter_most() {
+        for seed in 0..200 {
+            let [broker, pipeline] = drawn(seed);
+            let faults = [broker.faults(), pipeline.faults()];
+            for fault in ["broker SIGKILL", "broker SIGSTOP"] {
+                assert!(faults[0].contains_key(fault), "{seed}: no {fault}:\n{broker}");
+            }
+            for fault in ["SIGKILL", "SIGSTOP", "join", "sinks' disk full", "data disk full", "topic limit lowered"] {
+                assert!(faults[1].contains_key(fault), "{seed}: no {fault}:\n{pipeline}");
+            }
+            let at = |action| pipeline.steps.iter().find(|step| step.action == action).map(|step| step.at);
+            let frozen = at(Action::Thaw(0)).zip(at(Action::Freeze(0)));
+            assert!(frozen.is_some(), "{seed}: a process is frozen:\n{pipeline}");
+        }
+    }
+
+    #[test]
+    fn what_is_done_to_a_process_can_be_done() {
+        for seed in 0..200 {
+            let [_, pipeline] = drawn(seed);
+            for process in 0..PROCESSES {
+                let (mut runs, mut frozen) = (false, false);
+                for step in &pipeline.steps {
+                    match step.action {
+                        Action::Start(number) if number == process => {
+                            assert!(!runs, "{seed}: {} twice", step.action);
+                            runs = true;
+                        }
+                        Action::Kill(number) | Action::Leave(number) if number == process => {
+                            assert!(runs && !frozen, "{seed}: {}", step.action);
+                            runs = false;
+                        }
+                        Action::Freeze(number) if number == process => {
+                            assert!(runs && !frozen, "{seed}: {}", step.action);
+                            frozen = true;
+                        }
+                        Action::Thaw(number) if number == process => {
+                            assert!(frozen, "{seed}: {}", step.action);
+                            frozen = false;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+}

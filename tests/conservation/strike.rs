@@ -12,6 +12,7 @@ use crate::account::{Account, Figures, Found};
 use crate::broker::send_signal;
 use crate::broker::wait::Deadline;
 use crate::disk::Disks;
+use crate::files::Finals;
 use crate::pipeline::Pipeline;
 use crate::process::{Home, Weir};
 use crate::records::{KEYS, LOWERED_LIMIT, TOPIC_LIMIT};
@@ -63,6 +64,8 @@ pub(crate) struct Struck<'a> {
     folder_of: [PathBuf; 2],
     full: [Trouble; 2],
     faults: BTreeMap<&'static str, usize>,
+    finals: Finals,
+    looked: Instant,
     found: Found,
 }
 
@@ -105,6 +108,8 @@ impl<'a> Struck<'a> {
             home.set("KAFKA_BROKERS", round.broker.address())
                 .set("SINK_DIR", &sinks.display().to_string())
                 .set("WEIR_DATA_DIR", &data.display().to_string());
+            let checked = home.run(&["check", "pipeline.yaml"]);
+            assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
             if let Some(disks) = &disks {
                 home.wrap(disks.within(file.parent().expect("a file is in a folder")));
             }
@@ -121,6 +126,8 @@ impl<'a> Struck<'a> {
             folder_of,
             full: Default::default(),
             faults: BTreeMap::new(),
+            finals: Finals::default(),
+            looked: round.now(),
             found: Found::default(),
         }
     }
@@ -157,6 +164,8 @@ impl<'a> Struck<'a> {
         count += KEYS;
         self.start_all();
         let stopped = self.finish(count) && stopped;
+        self.look_at_files();
+        self.finals.must_be_there(&mut self.found);
         let (figures, mistakes) = self.count(count);
         if stopped && figures.repeats != before.repeats {
             let what = format!("{} repeats, {} before it", figures.repeats, before.repeats);
@@ -209,8 +218,26 @@ impl<'a> Struck<'a> {
             || self.full.iter().any(|trouble| trouble.is_felt(now))
     }
 
+    /// Looks at the files that are finished.
+    fn look_at_files(&mut self) {
+        let Some(form) = self.pipeline.form() else { return };
+        for number in 0..self.slots.len() {
+            let folder = self.outside(&self.slots[number].sinks);
+            self.finals.look(&folder, form, &mut self.found);
+        }
+        self.looked = self.round.now();
+    }
+
+    /// Where this process finds a path that may be on a disk.
+    fn outside(&self, path: &Path) -> PathBuf {
+        self.disks.as_ref().map_or_else(|| path.to_owned(), |disks| disks.outside(path))
+    }
+
     /// Looks after processes that have ended.
     fn look(&mut self) {
+        if self.round.now().saturating_duration_since(self.looked) > Duration::from_secs(1) {
+            self.look_at_files();
+        }
         for number in 0..self.slots.len() {
             let is_excused = self.is_excused();
             let slot = &mut self.slots[number];
@@ -462,8 +489,7 @@ impl<'a> Struck<'a> {
     fn count(&self, count: u64) -> (Figures, Found) {
         let case = self.pipeline.case;
         let mut account = Account::new(count, case.exactly_once, !case.writes_files());
-        let outside = |path: &Path| self.disks.as_ref().map_or_else(|| path.to_owned(), |disks| disks.outside(path));
-        let folders: Vec<_> = self.slots.iter().map(|slot| outside(&slot.sinks)).collect();
+        let folders: Vec<_> = self.slots.iter().map(|slot| self.outside(&slot.sinks)).collect();
         self.pipeline.read_output(&mut account, &folders);
         account.close()
     }

@@ -10,6 +10,7 @@ mod orders;
 mod broker_itself;
 mod broker_restart;
 mod command_line;
+mod denied;
 mod dlq;
 mod fleet;
 mod kafka_to_kafka;

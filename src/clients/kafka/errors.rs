@@ -13,6 +13,8 @@ pub(crate) enum Verdict {
     Record,
     /// It, or the batch that it is in, is larger than the topic takes.
     Size,
+    /// One record among others may be to blame, and the broker does not say which.
+    Suspect,
     /// This client may not do what it must: its credentials or its rights have to be mended outside.
     Denied,
     /// As denied, and librdkafka gives the client up: a person must act, and the pipeline stops until then.
@@ -35,6 +37,15 @@ pub(crate) enum Verdict {
 const TABLE: &[(Verdict, &[Code])] = &[
     (Verdict::Record, &[Code::InvalidRecord, Code::InvalidTimestamp]),
     (Verdict::Size, &[Code::MessageSizeTooLarge, Code::MessageBatchTooLarge]),
+    (
+        Verdict::Suspect,
+        &[
+            Code::InvalidDifferentRecord,
+            Code::InvalidMessage,
+            Code::InvalidMessageSize,
+            Code::UnsupportedForMessageFormat,
+        ],
+    ),
     (
         Verdict::Denied,
         &[

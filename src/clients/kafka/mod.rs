@@ -3,7 +3,7 @@
 //! A pipeline has one group membership per source ([`consumer`]), one producer per cluster ([`producer`]), and, if it is
 //! transactional, one [`transaction`]. They outlive runs: a rewind repositions them in place.
 
-mod assignment;
+pub(crate) mod assignment;
 pub mod config;
 pub(crate) mod consumer;
 pub(crate) mod embedded;

@@ -302,6 +302,10 @@ impl Inner {
             }
             None => return Ok(self.renew(&id)?),
         };
+        // A topic takes less than was known: batches must be smaller, and only a new client makes them so.
+        if live.batch_bytes() > self.producer.smallest_batch() {
+            return Ok(self.renew(&id)?);
+        }
         match before {
             Phase::New => Ok(init(&live)?),
             Phase::Idle => Ok(()),
@@ -555,7 +559,8 @@ fn init(live: &Live) -> Result<(), String> {
         if error.fatal {
             live.set_failed();
         }
-        format!("cannot take the identity of transactions: {error}")
+        let why = live.turned_away().unwrap_or_else(|| error.to_string());
+        format!("cannot take the identity of transactions: {why}")
     })
 }
 

@@ -67,7 +67,8 @@ impl GroupConsumer {
     /// knows of us. It says nothing of what we may do.
     fn is_answered(&self, client: &Client, code: Code) -> bool {
         let is_about_the_connection = matches!(code, Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL);
-        is_about_the_connection && client.client().fetch_cluster_id(REQUEST).is_some()
+        is_about_the_connection
+            && client.fetch_metadata(self.settings.topics.names().first().map(String::as_str), REQUEST).is_ok()
     }
 
     /// The client is of no more use: the run ends, and the next one makes a new client.
