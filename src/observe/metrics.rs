@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -193,8 +194,8 @@ impl Metrics {
             epoch_duration: self.0.epoch_duration.with_label_values(&[pipeline]),
             epoch_last_committed: self.0.epoch_last_committed.with_label_values(&[pipeline]),
             record_latency: self.0.record_latency.with_label_values(&[pipeline]),
-            memory_used: self.0.memory_budget.with_label_values(&[pipeline, "used"]),
-            memory_limit: self.0.memory_budget.with_label_values(&[pipeline, "limit"]),
+            memory_used: Share::of(self.0.memory_budget.with_label_values(&[pipeline, "used"])),
+            memory_limit: Share::of(self.0.memory_budget.with_label_values(&[pipeline, "limit"])),
             stuck_seconds: self.0.stuck_seconds.with_label_values(&[pipeline]),
             metrics: self.clone(),
             pipeline: pipeline.into(),
@@ -287,6 +288,30 @@ impl StageMetrics {
     }
 }
 
+/// A part of a gauge: the epoch domains of a pipeline add up to what is seen of it.
+#[derive(Debug, Clone)]
+pub struct Share {
+    whole: IntGauge,
+    part: Arc<AtomicI64>,
+}
+
+impl Share {
+    fn of(whole: IntGauge) -> Self {
+        Self { whole, part: Arc::default() }
+    }
+
+    /// Sets this part.
+    pub fn set(&self, part: i64) {
+        self.whole.add(part - self.part.swap(part, Ordering::Relaxed));
+    }
+
+    /// The whole.
+    #[must_use]
+    pub fn get(&self) -> i64 {
+        self.whole.get()
+    }
+}
+
 /// The metrics of one disk buffer.
 #[derive(Debug, Clone)]
 pub struct BufferMetrics {
@@ -316,9 +341,9 @@ pub struct PipelineMetrics {
     /// From a batch's arrival to the commit that holds it.
     pub record_latency: Histogram,
     /// Bytes of records in memory.
-    pub memory_used: IntGauge,
+    pub memory_used: Share,
     /// The budget.
-    pub memory_limit: IntGauge,
+    pub memory_limit: Share,
     /// Since when there is no progress.
     pub stuck_seconds: Gauge,
     metrics: Metrics,
@@ -359,6 +384,16 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn the_parts_of_a_gauge_add_up() {
+        let metrics = Metrics::new();
+        let (one, other) = (metrics.pipeline("p").memory_used, metrics.pipeline("p").memory_used);
+        one.set(5);
+        other.set(3);
+        one.clone().set(4);
+        assert_eq!(other.get(), 7);
+    }
+
     fn with_a_series_of_each() -> Metrics {
         let metrics = Metrics::new();
         let stage = metrics.stage("orders", "a \"quoted\\name\"\nof two lines", "source", "kafka");
@@ -366,6 +401,7 @@ mod tests {
         stage.error("retry");
         stage.discarded("filtered", 3);
         stage.lag("orders", 0, 17);
+        stage.buffer().set(4096, 3, 1 << 20, 0);
         let pipeline = metrics.pipeline("orders");
         pipeline.epoch_duration.observe(0.004);
         pipeline.record_latency.observe(0.2);
