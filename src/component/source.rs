@@ -6,7 +6,7 @@ use futures::stream::BoxStream;
 
 use super::context::SourceContext;
 use super::error::SourceError;
-use crate::record::{Batch, Partition, Position};
+use crate::record::{Batch, Partition, Position, Rejected};
 
 /// A batch, and the position in its partition just behind its last record.
 #[derive(Debug)]
@@ -20,9 +20,21 @@ pub struct Pulled {
     /// from where it was put, and holds a record of the partition that it came from; so is a batch in a disk buffer. The
     /// places of records then do not follow from their offsets: `n` places in front of the position, `n` of them are left.
     pub read_from: Option<Arc<Partition>>,
+    /// Records that the source itself refuses: they stand behind those of the batch, and before the position. One that
+    /// is too large to be held is cut to its beginning.
+    pub refused: Vec<Rejected>,
+    /// Entries of the source's own that are committed together with the position: what it must know to find its place
+    /// again. No record comes from their partitions.
+    pub notes: Vec<(Arc<Partition>, Position)>,
 }
 
 impl Pulled {
+    /// Nothing but a batch and its position.
+    #[must_use]
+    pub fn new(batch: Batch, position: Position) -> Self {
+        Self { batch, position, read_from: None, refused: Vec::new(), notes: Vec::new() }
+    }
+
     /// The partition that the position is of.
     #[must_use]
     pub fn partition(&self) -> &Arc<Partition> {

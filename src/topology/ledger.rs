@@ -6,6 +6,7 @@ use crate::component::KeepsPositions;
 use crate::delivery::{
     CommitPositions, Committed, FenceError, Participants, Positions, SourceOffsets, Transaction, checkpoint,
 };
+use crate::record::Position;
 use crate::state::Store;
 
 /// What became of a commit.
@@ -36,7 +37,14 @@ impl Account {
     /// Adds what has been committed.
     fn add(&self, positions: Positions) {
         let mut committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut committed).extend(positions);
+        let committed = Arc::make_mut(&mut committed);
+        for (partition, position) in positions {
+            if position == Position::FORGOTTEN {
+                committed.remove(&partition);
+            } else {
+                committed.insert(partition, position);
+            }
+        }
     }
 }
 

@@ -222,13 +222,10 @@ pub(super) fn take_front(held: &mut Option<Pulled>, records: usize) -> Option<Pu
         return Some(whole);
     }
     let (front, rest) = whole.batch.records().split_at(records);
-    let piece = Pulled {
-        batch: whole.batch.with_records(front.to_vec()),
-        position: whole.in_front_of(records),
-        read_from: whole.read_from.clone(),
-    };
-    let rest = whole.batch.with_records(rest.to_vec());
-    *held = Some(Pulled { batch: rest, ..whole });
+    let (batch, position) = (whole.batch.with_records(front.to_vec()), whole.in_front_of(records));
+    let piece = Pulled { read_from: whole.read_from.clone(), ..Pulled::new(batch, position) };
+    // What the source refused, and what it noted, stands behind all of it.
+    *held = Some(Pulled { batch: whole.batch.with_records(rest.to_vec()), ..whole });
     Some(piece)
 }
 

@@ -360,7 +360,7 @@ impl Source for TestSource {
                         built.push_copy(Draft { body: offset.to_string().as_bytes(), offset, ..Draft::default() });
                     }
                     *at = end;
-                    yield Pulled { batch: built.finish(), position: Position(end + base), read_from: None };
+                    yield Pulled::new(built.finish(), Position(end + base));
                 }
             }
             if !finite {

@@ -93,11 +93,8 @@ impl Source for BufferSource {
                 (batches, cursor) = read.await;
                 for (batch, place) in batches.map_err(failed)? {
                     passed.places.lock().unwrap_or_else(PoisonError::into_inner).push_back(place);
-                    yield Pulled {
-                        batch,
-                        position: Position(i64::try_from(place.position).unwrap_or(i64::MAX)),
-                        read_from: Some(Arc::clone(partition)),
-                    };
+                    let position = Position(i64::try_from(place.position).unwrap_or(i64::MAX));
+                    yield Pulled { read_from: Some(Arc::clone(partition)), ..Pulled::new(batch, position) };
                 }
             }
         })
