@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::component::KeepsPositions;
-use crate::delivery::{CommitPositions, Committed, Participants, Positions, SourceOffsets, Transaction, checkpoint};
+use crate::delivery::{
+    CommitPositions, Committed, LocalTransaction, Participants, Positions, SourceOffsets, Transaction, checkpoint,
+};
 use crate::state::Store;
 
 /// What became of a commit.
@@ -48,6 +50,8 @@ pub(super) struct Ledger {
     pub(super) transaction: Option<Arc<dyn Transaction>>,
     /// What goes back to the last commit before a run, and commits with the positions that the store keeps.
     pub(super) participants: Arc<Participants>,
+    /// Settles what they left, also where outputs and positions are not committed together: they may have been once.
+    pub(super) local: Arc<LocalTransaction>,
 }
 
 impl Ledger {
@@ -56,10 +60,7 @@ impl Ledger {
         match &self.transaction {
             Some(transaction) => transaction.fence().await,
             None if self.participants.is_empty() => Ok(()),
-            None => {
-                let entries = self.store.load(&self.scope).await.map_err(|error| error.to_string())?;
-                self.participants.recover(&entries).await
-            }
+            None => self.local.fence().await,
         }
     }
 

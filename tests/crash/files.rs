@@ -15,8 +15,7 @@ const PLAIN: &str = "{ path: totals.ndjson }";
 /// Files that are finished one after another.
 const ROTATED: &str = "{ path: totals/all.ndjson.gz, rotate: { size: 200kB }, compression: gzip }";
 /// Files of times, which are finished too.
-const BY_MINUTE: &str =
-    "{ path: \"totals/%H-%M.ndjson.zst\", rotate: { size: 100kB, after: 3s }, compression: zstd }";
+const BY_MINUTE: &str = "{ path: \"totals/%H-%M.ndjson.zst\", rotate: { size: 100kB, after: 3s }, compression: zstd }";
 
 fn pipeline(name: &str, guarantee: &str, source: &str, sink: &str) -> String {
     format!(

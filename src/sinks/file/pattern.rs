@@ -1,6 +1,7 @@
 //! Paths with a time in them: which file a record belongs to.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use jiff::fmt::strtime;
@@ -88,16 +89,12 @@ impl Paths {
         {
             return Ok(Arc::clone(path));
         }
-        let path = match self.by_span.get(&span) {
-            Some(path) => Arc::clone(path),
-            None => {
-                if self.by_span.len() == REMEMBERED {
-                    self.by_span.clear();
-                }
-                let path: Arc<str> = render(&self.pattern.text, time)?.into();
-                self.by_span.insert(span, Arc::clone(&path));
-                path
-            }
+        if self.by_span.len() > REMEMBERED {
+            self.by_span.clear();
+        }
+        let path = match self.by_span.entry(span) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(new) => Arc::clone(new.insert(render(&self.pattern.text, time)?.into())),
         };
         self.last = Some((span, Arc::clone(&path)));
         Ok(path)
