@@ -61,7 +61,10 @@ fn render(text: &str, time: Timestamp) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     let time = jiff::Timestamp::from_millisecond(time.0).map_err(|_| "the time is out of range".to_owned())?;
-    strtime::format(text, time).map_err(|error| error.to_string())
+    strtime::format(text, time).map_err(|error| {
+        let words = error.to_string();
+        words.strip_prefix("strftime formatting failed: ").unwrap_or(&words).to_owned()
+    })
 }
 
 /// The paths of the times that were met last.
