@@ -4,6 +4,8 @@
 //! thread with a paused clock, and decides by its seed which task goes first, so that a failing
 //! seed replays exactly. Nothing else in the program spawns, sleeps or draws a random number.
 
+mod process;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +14,8 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+pub use process::Process;
+
 use crate::clock::{Clock, Instant};
 
 /// Schedules work. Cheap to clone; one per process, or one per simulated process.
@@ -19,24 +23,30 @@ use crate::clock::{Clock, Instant};
 pub struct Runtime {
     clock: Clock,
     random: Arc<Mutex<fastrand::Rng>>,
-    simulated: bool,
+    simulated: Option<Process>,
 }
 
 impl Runtime {
     /// The runtime of the daemon.
     #[must_use]
     pub fn system() -> Self {
-        Self { clock: Clock::system(), random: Arc::new(Mutex::new(fastrand::Rng::new())), simulated: false }
+        Self { clock: Clock::system(), random: Arc::new(Mutex::new(fastrand::Rng::new())), simulated: None }
     }
 
     /// A runtime whose order of tasks, and whose random numbers, follow from a seed. It must be used inside a
     /// single-threaded tokio runtime with a paused clock.
     #[must_use]
     pub fn simulated(seed: u64) -> Self {
+        Self::of_process(seed, Process::default())
+    }
+
+    /// The same for one of several processes that share a tokio runtime.
+    #[must_use]
+    pub fn of_process(seed: u64, process: Process) -> Self {
         Self {
             clock: Clock::starting_at(Duration::from_secs(1_750_000_000)),
             random: Arc::new(Mutex::new(fastrand::Rng::with_seed(seed))),
-            simulated: true,
+            simulated: Some(process),
         }
     }
 
@@ -54,11 +64,11 @@ impl Runtime {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        if self.simulated {
-            tokio::spawn(Shuffled { task: Box::pin(task), random: Arc::clone(&self.random) })
-        } else {
-            tokio::spawn(task)
-        }
+        let Some(process) = &self.simulated else {
+            return tokio::spawn(task);
+        };
+        let (process, counted, random) = (process.clone(), process.begin_task(), Arc::clone(&self.random));
+        tokio::spawn(Shuffled { task: Box::pin(task), random, process, _counted: counted })
     }
 
     /// Waits.
@@ -80,7 +90,7 @@ impl Runtime {
     /// If the work panics, so that the stage that asked for it is the one that fails.
     #[expect(clippy::disallowed_methods, reason = "this is the seam through which blocking work goes")]
     pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        if self.simulated {
+        if self.simulated.is_some() {
             return work();
         }
         match tokio::task::spawn_blocking(work).await {
@@ -110,6 +120,8 @@ impl Runtime {
 struct Shuffled<T> {
     task: Pin<Box<dyn Future<Output = T> + Send>>,
     random: Arc<Mutex<fastrand::Rng>>,
+    process: Process,
+    _counted: process::Task,
 }
 
 impl<T> Future for Shuffled<T> {
@@ -119,6 +131,9 @@ impl<T> Future for Shuffled<T> {
         let stand_back = self.random.lock().unwrap_or_else(PoisonError::into_inner).u8(0..3) == 0;
         if stand_back {
             cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if !self.process.takes_turn(cx) {
             return Poll::Pending;
         }
         self.task.as_mut().poll(cx)

@@ -1,6 +1,7 @@
 //! The command line: one file for each command.
 
 pub mod check;
+mod dlq;
 pub mod explain;
 pub mod load;
 mod run;
@@ -46,6 +47,11 @@ enum Command {
         #[arg(required = true, value_name = "FILE|DIR")]
         paths: Vec<PathBuf>,
     },
+    /// List, show and replay the dead letters of a pipeline
+    Dlq {
+        #[command(subcommand)]
+        command: dlq::Command,
+    },
     /// Show what pipeline files compile to: stages, lanes, channels, fields, guarantees
     Explain {
         /// Pipeline files, or folders of them
@@ -61,6 +67,7 @@ pub fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Run { config, paths } => run::run(config.as_deref(), &paths),
         Command::Check { format, paths } => printed(check::check(&paths, format, &mut stdout().lock())),
+        Command::Dlq { command } => dlq::run(command),
         Command::Explain { paths } => printed(explain::explain(&paths, &mut stdout().lock())),
     };
     code.into()

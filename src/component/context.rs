@@ -137,6 +137,14 @@ impl EpochRequests {
         self.requests.blocking_send(EpochRequest::Close { done }).is_ok() && answer.recv_timeout(limit) == Ok(true)
     }
 
+    /// As [`Self::close_within`], for who looks for the answer now and then instead of blocking its thread. `None` if
+    /// nobody heard.
+    #[must_use]
+    pub fn ask_to_close(&self) -> Option<blocking::Receiver<bool>> {
+        let (done, answer) = blocking::sync_channel(1);
+        self.requests.try_send(EpochRequest::Close { done }).ok().map(|()| answer)
+    }
+
     /// Says that partitions were lost, and blocks this thread until no later commit will hold their positions. Must not
     /// be called from an async task.
     pub fn lost(&self, partitions: Vec<Partition>, limit: Duration) {
@@ -144,5 +152,12 @@ impl EpochRequests {
         if self.requests.blocking_send(EpochRequest::Lost { partitions, done }).is_ok() {
             let _ = answer.recv_timeout(limit);
         }
+    }
+
+    /// As [`Self::lost`], for who looks for the answer now and then instead of blocking its thread. `None` if nobody heard.
+    #[must_use]
+    pub fn say_lost(&self, partitions: Vec<Partition>) -> Option<blocking::Receiver<bool>> {
+        let (done, answer) = blocking::sync_channel(1);
+        self.requests.try_send(EpochRequest::Lost { partitions, done }).ok().map(|()| answer)
     }
 }

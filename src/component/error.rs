@@ -20,9 +20,14 @@ pub enum SinkError {
     /// Each record of the batch goes to the dead letter.
     #[error("{0}")]
     Reject(String),
-    /// The run cannot go on: what the sink holds is unknown. The pipeline goes back to the last commit.
+    /// The run cannot go on: what the sink holds is unknown. The pipeline goes back to the last commit. If a single record
+    /// brings this about again and again, that record is refused; where no record can be the cause, say `Outage`.
     #[error("{0}")]
     Rewind(String),
+    /// The run cannot go on, and no record is the cause: the other side went away, or the disk failed. The pipeline goes
+    /// back to the last commit, and nothing is ever refused for it.
+    #[error("{0}")]
+    Outage(String),
     /// A person must act: trying again would give the same.
     #[error("{0}")]
     Fatal(String),

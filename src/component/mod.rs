@@ -28,8 +28,8 @@ pub use source::{BoxSource, Pulled, Source};
 pub use spanned::{Spanned, Text};
 pub use spec::{
     Acknowledges, Build, BuiltSource, CheckContext, CompiledSink, CompiledSource, CompiledTransform, KAFKA_TRANSACTION,
-    KeepsPositions, LOCAL_TRANSACTION, SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec, SourceTraits,
-    Touched, TransformConfig, TransformSpec,
+    KeepsPositions, LOCAL_TRANSACTION, Pattern, Place, SinkConfig, SinkSpec, SinkTraits, SourceConfig, SourceSpec,
+    SourceTraits, Touched, TransformConfig, TransformSpec,
 };
 pub use transform::{BoxTransform, Transform};
 pub use units::{ByteSize, HumanDuration};

@@ -33,11 +33,19 @@ pub fn encode(positions: &Positions) -> Vec<(String, Option<Vec<u8>>)> {
 /// # Errors
 /// Names the entry that cannot be read.
 pub fn decode(source: &str, entries: &[(String, Vec<u8>)]) -> Result<Positions, String> {
+    decode_of(entries, |of_source| of_source == source)
+}
+
+/// The positions of all sources whose names are wanted.
+///
+/// # Errors
+/// Names the entry that cannot be read.
+pub fn decode_of(entries: &[(String, Vec<u8>)], wanted: impl Fn(&str) -> bool) -> Result<Positions, String> {
     let mut positions = Positions::new();
     for (key, value) in entries {
         let damaged = || format!("the stored position `{}` is damaged", key.replace(SEPARATOR, "/"));
-        let (of_source, rest) = key.split_once(SEPARATOR).ok_or_else(damaged)?;
-        if of_source != source {
+        let (source, rest) = key.split_once(SEPARATOR).ok_or_else(damaged)?;
+        if !wanted(source) {
             continue;
         }
         let (topic, number) = rest.rsplit_once(SEPARATOR).ok_or_else(damaged)?;

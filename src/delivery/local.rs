@@ -19,7 +19,7 @@ use super::checkpoint;
 use super::participant::{Changes, Participants};
 use super::positions::{CommitPositions, Decision, Mark, Positions};
 use super::prepared::Prepared;
-use super::transaction::{Committed, SourceOffsets, Transaction};
+use super::transaction::{Committed, FenceError, SourceOffsets, Transaction};
 use crate::runtime::Runtime;
 use crate::state::{Entries, Store};
 
@@ -85,11 +85,11 @@ impl LocalTransaction {
         self.store.load(&self.scope).await.map_err(|error| error.to_string())
     }
 
-    async fn try_fence(&self) -> Result<Marks, String> {
+    async fn try_fence(&self) -> Result<Marks, FenceError> {
         let mut entries = self.load().await?;
         let marks = self.marks(&entries).await?;
         if let Some(text) = value(&entries, PREPARED) {
-            self.settle(Prepared::decode(text)?, &marks).await?;
+            self.settle(Prepared::decode(text).map_err(FenceError::Fatal)?, &marks).await?;
             entries = self.load().await?;
         }
         self.participants.recover(&entries).await?;
@@ -97,7 +97,7 @@ impl LocalTransaction {
     }
 
     /// The marks so far. The identity is durable before it is first used.
-    async fn marks(&self, entries: &Entries) -> Result<Marks, String> {
+    async fn marks(&self, entries: &Entries) -> Result<Marks, FenceError> {
         let last = match value(entries, NUMBER) {
             None => 0,
             Some(bytes) => u64::from_be_bytes(bytes.try_into().map_err(|_| damaged(NUMBER))?),
@@ -115,20 +115,20 @@ impl LocalTransaction {
     }
 
     /// Finds out what became of an epoch that an earlier run, or an earlier process, prepared.
-    async fn settle(&self, prepared: Prepared, marks: &Marks) -> Result<(), String> {
+    async fn settle(&self, prepared: Prepared, marks: &Marks) -> Result<(), FenceError> {
         let Some(judge) = self.judge.as_ref().filter(|judge| *judge.source == *prepared.source) else {
-            return Err(format!(
+            return Err(FenceError::Fatal(format!(
                 "an epoch waits for the word of the source `{0}`, whose commit decides whether it counts, and the \
                  pipeline has no such source any more: give it back its source `{0}` until it has started once",
                 prepared.source
-            ));
+            )));
         };
         let mark = Mark { store: Arc::clone(&marks.store), number: prepared.number };
         let happened = judge.positions.is_decided(mark, prepared.positions).await?;
         tracing::info!(source = %judge.source, happened, "an epoch that a crash left prepared is settled");
         let mut changes = if happened { prepared.changes } else { Changes::new() };
         changes.push((own(PREPARED), None));
-        self.write(changes).await
+        Ok(self.write(changes).await?)
     }
 
     async fn try_commit(&self, marks: &mut Marks, offsets: Vec<SourceOffsets>) -> Committed {
@@ -195,7 +195,7 @@ impl LocalTransaction {
 }
 
 impl Transaction for LocalTransaction {
-    fn fence(&self) -> BoxFuture<'_, Result<(), String>> {
+    fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>> {
         Box::pin(async {
             let mut turn = self.turn.lock().await;
             *turn = None;
@@ -242,8 +242,10 @@ fn value<'a>(entries: &'a Entries, key: &str) -> Option<&'a [u8]> {
     entries.iter().find(|(of, _)| *of == key).map(|(_, value)| value.as_slice())
 }
 
-fn damaged(key: &str) -> String {
-    format!("the stored entry `{key}` of the local transaction is damaged")
+fn damaged(key: &str) -> FenceError {
+    FenceError::Fatal(format!(
+        "the stored entry `{key}` of the local transaction is damaged: restore the data folder from a backup"
+    ))
 }
 
 #[cfg(test)]
@@ -419,7 +421,7 @@ mod tests {
         local.commit(1, vec![offsets("group", 1)]).await;
         for local in [transaction(&store).0, transaction(&store).0.judged_by("other".into(), says(Decision::Yes, true))]
         {
-            let error = local.fence().await.unwrap_err();
+            let Err(FenceError::Fatal(error)) = local.fence().await else { panic!("nobody knows what became of it") };
             assert!(error.contains("`group`") && error.contains("give it back"), "{error}");
         }
     }

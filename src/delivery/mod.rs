@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 mod dead_letter;
+pub mod letter;
 mod local;
 mod participant;
 mod positions;
@@ -9,7 +10,8 @@ mod prepared;
 mod transaction;
 
 pub use dead_letter::{DeadLetterForm, HEADER_PREFIX};
+pub use letter::{Letter, NotALetter};
 pub use local::LocalTransaction;
 pub use participant::{Changes, OwnEntries, Participant, Participants};
 pub use positions::{CommitPositions, Decision, Mark, Positions};
-pub use transaction::{Committed, SourceOffsets, Transaction};
+pub use transaction::{Committed, FenceError, SourceOffsets, Transaction};

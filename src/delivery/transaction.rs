@@ -20,6 +20,23 @@ pub enum Committed {
     Fenced(String),
 }
 
+/// Why a run cannot begin.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FenceError {
+    /// It is tried again after a back-off.
+    #[error("{0}")]
+    Retry(String),
+    /// A person must act: trying again would give the same.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+impl From<String> for FenceError {
+    fn from(why: String) -> Self {
+        Self::Retry(why)
+    }
+}
+
 /// The positions of one source in an epoch.
 #[derive(Debug, Clone)]
 pub struct SourceOffsets {
@@ -36,8 +53,8 @@ pub trait Transaction: Send + Sync + fmt::Debug {
     /// before a source is read, so that positions read afterwards are final.
     ///
     /// # Errors
-    /// What went wrong, for a person; the start of the run is tried again.
-    fn fence(&self) -> BoxFuture<'_, Result<(), String>>;
+    /// What went wrong, and whether it may go right the next time.
+    fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>>;
 
     /// How long it may stay open: half of the time after which the other side aborts it by itself, which would be fatal to
     /// the client and would hold up readers of committed data until then. `None` if there is no other side.

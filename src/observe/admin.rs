@@ -231,6 +231,7 @@ mod tests {
             (PipelineState::Running, 200),
             (PipelineState::Stuck, 503),
             (PipelineState::BackingOff, 503),
+            (PipelineState::Failing, 503),
             (PipelineState::Failed, 503),
             (PipelineState::Finished, 200),
             (PipelineState::Stopped, 200),

@@ -36,6 +36,8 @@ struct Families {
     memory_budget: IntGaugeVec,
     restarts: IntCounterVec,
     bottleneck: IntGaugeVec,
+    stuck: IntGaugeVec,
+    stuck_seconds: GaugeVec,
 }
 
 impl fmt::Debug for Metrics {
@@ -130,6 +132,18 @@ impl Metrics {
                 "1 for the stage that holds the others up.",
                 &["pipeline", "component"],
             ),
+            stuck: gauge(
+                "pipeline_stuck",
+                "1 for the stage at which a pipeline makes no progress, and why; no series while it does.",
+                &["pipeline", "component", "reason"],
+            ),
+            stuck_seconds: add(
+                &registry,
+                GaugeVec::new(
+                    named("pipeline_stuck_seconds", "Since when a pipeline makes no progress; 0 while it does."),
+                    &["pipeline"],
+                ),
+            ),
             registry: registry.clone(),
         };
         let build = gauge("build_info", "1, for the version of the program.", &["version"]);
@@ -168,6 +182,7 @@ impl Metrics {
             record_latency: self.0.record_latency.with_label_values(&[pipeline]),
             memory_used: self.0.memory_budget.with_label_values(&[pipeline, "used"]),
             memory_limit: self.0.memory_budget.with_label_values(&[pipeline, "limit"]),
+            stuck_seconds: self.0.stuck_seconds.with_label_values(&[pipeline]),
             metrics: self.clone(),
             pipeline: pipeline.into(),
         }
@@ -259,6 +274,8 @@ pub struct PipelineMetrics {
     pub memory_used: IntGauge,
     /// The budget.
     pub memory_limit: IntGauge,
+    /// Since when there is no progress.
+    pub stuck_seconds: Gauge,
     metrics: Metrics,
     pipeline: Arc<str>,
 }
@@ -278,6 +295,16 @@ impl PipelineMetrics {
     /// Names the stage that holds the others up; the earlier one is unnamed.
     pub fn bottleneck(&self, component: &str, is_one: bool) {
         self.metrics.0.bottleneck.with_label_values(&[&*self.pipeline, component]).set(i64::from(is_one));
+    }
+
+    /// Names the stage at which there is no progress, and why, by a reason out of a small fixed set.
+    pub fn stuck_at(&self, component: &str, reason: &str) {
+        self.metrics.0.stuck.with_label_values(&[&*self.pipeline, component, reason]).set(1);
+    }
+
+    /// There is progress again, or it is missing elsewhere.
+    pub fn not_stuck_at(&self, component: &str, reason: &str) {
+        let _ = self.metrics.0.stuck.remove_label_values(&[&*self.pipeline, component, reason]);
     }
 }
 
@@ -300,6 +327,7 @@ mod tests {
         pipeline.memory_used.set(1 << 20);
         pipeline.restart("panic");
         pipeline.bottleneck("priced", true);
+        pipeline.stuck_at("totals", "waits");
         metrics
     }
 
@@ -372,6 +400,8 @@ mod tests {
             ("weir_memory_budget_bytes", "state=\"limit\""),
             ("weir_pipeline_restarts_total", "reason=\"panic\""),
             ("weir_pipeline_bottleneck", "component=\"priced\""),
+            ("weir_pipeline_stuck", "reason=\"waits\""),
+            ("weir_pipeline_stuck_seconds", "pipeline=\"orders\""),
             ("weir_build_info", "version="),
             ("process_resident_memory_bytes", ""),
         ] {

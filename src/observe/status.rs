@@ -25,7 +25,9 @@ pub enum PipelineState {
     Stuck,
     /// It failed and waits before it starts again.
     BackingOff,
-    /// A person must act; it is tried again now and then.
+    /// It failed again and again without a commit in between. It is tried again now and then, for ever.
+    Failing,
+    /// It has ended, and a person must act.
     Failed,
     /// Every finite source was read to its end, and all of it is committed.
     Finished,
@@ -54,7 +56,7 @@ pub struct PipelineStatus {
     pub pipeline: Arc<str>,
     /// What it is doing.
     pub state: PipelineState,
-    /// Unix time in seconds since which it is in this state.
+    /// Unix time in seconds since which it is in this state; without progress, since when there was none.
     pub since: f64,
     /// The stage to look at, if there is one.
     pub stage: Option<String>,

@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::declared::Declared;
 use super::draft::{self, Chosen, Component, Draft, listed};
 use super::graph::order;
 use super::guarantee::{self, Parts, Places};
+use super::loops::Loops;
 use super::parallelism::lanes;
 use super::resolve::{Link, Links, Stage, resolve};
 use super::{CompileOptions, Guarantee, OnError, Plan, SinkStage, SourceStage, Tables, TransformStage, Upstream};
@@ -45,6 +47,7 @@ struct Compiler<'a> {
     dead_letter: Option<CompiledSink>,
     /// What is known of the bodies that leave each transform.
     schemas: Vec<Option<Schema>>,
+    loops: Loops,
 }
 
 impl<'a> Compiler<'a> {
@@ -59,6 +62,7 @@ impl<'a> Compiler<'a> {
             sinks: Vec::new(),
             dead_letter: None,
             schemas: vec![None; transforms],
+            loops: Loops::default(),
         }
     }
 
@@ -110,15 +114,26 @@ impl<'a> Compiler<'a> {
             self.schemas[at] = Some(compiled.as_ref().map_or(schema, |compiled| compiled.schema.clone()));
             self.transforms[at] = compiled;
         }
-        let sink = |this: &Self, component: &Component<'_>, schema, problems: &mut Vec<Problem>| {
+        let sink = |this: &mut Self, component: &Component<'_>, schema, problems: &mut Vec<Problem>| {
             this.component(component, schema, problems, |chosen, cx| (sinks[chosen.row].compile)(chosen.config, cx))
         };
         for (component, links) in draft.sinks.iter().zip(&links.sinks) {
-            let compiled = sink(self, component, self.schema_of(links), problems);
+            let schema = self.schema_of(links);
+            let compiled = sink(self, component, schema, problems);
             self.sinks.push(compiled);
         }
         self.dead_letter =
             draft.dead_letter.as_ref().and_then(|component| sink(self, component, Schema::default(), problems));
+        let reads = self.dead_letter.as_ref().is_some_and(|compiled| !compiled.touched.reads.is_empty());
+        if let Some(chosen) = draft.dead_letter.as_ref().and_then(|component| component.chosen).filter(|_| reads) {
+            let span = chosen.config.get("key").map_or(chosen.span, |key| key.span);
+            problems.push(
+                Problem::error(span, "a dead letter is written as it is, and keeps the key of its record")
+                    .help("remove `key`: a record that was refused may not have the field"),
+            );
+        }
+        let hidden = substituted(&self.document.root, &self.document.file.text);
+        problems.extend(self.loops.problems().into_iter().map(|problem| without(problem, &hidden)));
     }
 
     /// What is known of the bodies that enter a stage.
@@ -133,7 +148,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn component<T>(
-        &self,
+        &mut self,
         component: &Component<'_>,
         schema: Schema,
         problems: &mut Vec<Problem>,
@@ -144,6 +159,7 @@ impl<'a> Compiler<'a> {
         let compiled = compile(&chosen, &mut cx);
         let hidden = substituted(chosen.config, &self.document.file.text);
         problems.extend(cx.problems.into_iter().map(|problem| without(problem, &hidden)));
+        self.loops.add(&component.name, cx.writes, cx.reads);
         compiled
     }
 
@@ -275,6 +291,7 @@ impl<'a> Compiler<'a> {
             sources: draft.sources.iter().map(|component| component.span).collect(),
             sinks: draft.sinks.iter().map(|component| component.span).collect(),
             dead_letter: draft.dead_letter.as_ref().map(|component| component.span),
+            commit_interval: draft.commit_interval_at,
         };
         guarantee::check(&parts, draft.guarantee.as_ref(), &places, problems);
         let paths = parts.paths();
@@ -283,6 +300,10 @@ impl<'a> Compiler<'a> {
         Some(Plan {
             name: Arc::clone(&draft.name),
             file: self.document.file.path.clone(),
+            declared: Declared::of(
+                self.document,
+                draft.dead_letter.as_ref().and_then(|component| component.chosen).map(|chosen| chosen.config),
+            ),
             guarantee: paths.iter().map(|path| path.guarantee).min().unwrap_or(Guarantee::AtLeastOnce),
             paths,
             transactional,

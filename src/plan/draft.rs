@@ -34,6 +34,8 @@ pub(super) struct Draft<'a> {
     pub(super) sinks: Vec<Component<'a>>,
     pub(super) dead_letter: Option<Component<'a>>,
     pub(super) commit_interval: Duration,
+    /// Where the interval stands, if it is said.
+    pub(super) commit_interval_at: Option<Span>,
     pub(super) memory: Option<u64>,
     pub(super) parallelism: Option<usize>,
 }
@@ -127,6 +129,7 @@ pub(super) fn draft<'a>(document: &'a Document, tables: &Tables, problems: &mut 
     }
     let mut reader = Reader { tables, problems };
     let first = first_line(root);
+    let (commit_interval, commit_interval_at) = reader.commit_interval(root.get("commit"));
     let mut draft = Draft {
         name: reader.pipeline_name(document, first),
         guarantee: root.get("guarantee").and_then(|node| reader.value(node)),
@@ -134,7 +137,8 @@ pub(super) fn draft<'a>(document: &'a Document, tables: &Tables, problems: &mut 
         transforms: reader.transforms(root.get("transforms")),
         sinks: reader.named(root, "sinks", Section::Sink),
         dead_letter: None,
-        commit_interval: reader.commit_interval(root.get("commit")),
+        commit_interval,
+        commit_interval_at,
         memory: root.get("memory").and_then(|node| reader.memory(node)),
         parallelism: root.get("parallelism").and_then(|node| reader.parallelism(node)),
     };
@@ -232,17 +236,18 @@ impl Reader<'_> {
         name.into()
     }
 
-    fn commit_interval(&mut self, node: Option<&Node>) -> Duration {
+    /// The interval, and where it stands if it is said.
+    fn commit_interval(&mut self, node: Option<&Node>) -> (Duration, Option<Span>) {
         const DEFAULT: Duration = Duration::from_secs(1);
         const SHORTEST: Duration = Duration::from_millis(10);
         const LONGEST: Duration = Duration::from_hours(1);
         let commit = node.and_then(|node| self.value::<Commit>(node));
-        let Some(interval) = commit.and_then(|commit| commit.interval) else { return DEFAULT };
+        let Some(interval) = commit.and_then(|commit| commit.interval) else { return (DEFAULT, None) };
         if !(SHORTEST..=LONGEST).contains(&interval.0) {
             let words = format!("expected an interval from `10ms` to `1h`, found `{}`", interval.value);
             self.problems.push(Problem::error(interval.span, words));
         }
-        interval.0
+        (interval.0, Some(interval.span))
     }
 
     fn memory(&mut self, node: &Node) -> Option<u64> {
@@ -365,7 +370,7 @@ impl Reader<'_> {
                 "from" if matches!(section, Section::Transform | Section::Sink) => {
                     component.from = self.from(key, value);
                 }
-                "on_error" if section != Section::DeadLetter => component.on_error = self.on_error(value),
+                "on_error" if section != Section::DeadLetter => component.on_error = self.on_error(value, section),
                 "from" | "on_error" | "name" | "parallelism" | "buffer" | "was" => self.misplaced(key, section),
                 _ => {}
             }
@@ -494,12 +499,16 @@ impl Reader<'_> {
         From::Named(references)
     }
 
-    fn on_error(&mut self, node: &Node) -> Option<Spanned<OnError>> {
-        if node.text() == Some("retry") {
-            self.problems.push(
-                Problem::error(node.span, "`on_error: retry` is not supported yet")
-                    .help("use `dead_letter`, `drop` or `stop`"),
-            );
+    fn on_error(&mut self, node: &Node, section: Section) -> Option<Spanned<OnError>> {
+        if node.text() == Some("retry") && section != Section::Sink {
+            let words = match section {
+                Section::Source => "a source cannot try again: the same bytes are refused each time",
+                _ => "a transform cannot try again: the same record gives the same each time",
+            };
+            self.problems
+                .push(Problem::error(node.span, words).help(
+                    "use `dead_letter`, `drop` or `stop`; `retry` is for a sink, whose other side can be mended",
+                ));
             return None;
         }
         self.value(node)

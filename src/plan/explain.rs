@@ -138,6 +138,7 @@ impl Page<'_> {
             OnError::DeadLetter => "go to the dead letter",
             OnError::Drop => "are dropped, and counted",
             OnError::Stop => "stop the pipeline",
+            OnError::Retry => "are tried again until they are taken; records are written one by one",
         };
         self.line("", &format!("refused records: {outcome}"));
     }

@@ -196,6 +196,8 @@ pub(super) struct Places {
     pub(super) sources: Vec<Span>,
     pub(super) sinks: Vec<Span>,
     pub(super) dead_letter: Option<Span>,
+    /// If it is said.
+    pub(super) commit_interval: Option<Span>,
 }
 
 /// Reports what the file asks for and cannot have; warns of paths that lose records if the file does not say that they
@@ -225,6 +227,13 @@ pub(super) fn check(
             for why in blamed {
                 problems.push(Problem::error(stated.span, format!("{words}: {why}")).help(help));
             }
+            if stated.value == Guarantee::ExactlyOnce {
+                let place = places.commit_interval.unwrap_or(stated.span);
+                problems.extend(interval_too_long(parts).map(|words| {
+                    Problem::error(place, words)
+                        .help("shorten `commit: { interval: … }`, or raise the sink's `transaction.timeout.ms` in its `options`")
+                }));
+            }
         }
         None => {
             let accept = "say `guarantee: at_most_once` if this is acceptable";
@@ -242,6 +251,23 @@ pub(super) fn check(
             }
         }
     }
+}
+
+/// Why no transaction could hold an epoch of this length: it is aborted at half of its time-out, so that the other side
+/// never has to, which would be fatal to the client and hold up all readers until then.
+fn interval_too_long(parts: &Parts<'_>) -> Option<String> {
+    parts.shared_transaction()?;
+    let timeout = |sink: &SinkStage| Some((sink.compiled.traits.transaction_timeout?, Arc::clone(&sink.name)));
+    let (timeout, sink) = parts.all_sinks().filter_map(timeout).min()?;
+    let interval = parts.commit_interval;
+    (interval >= timeout / 2).then(|| {
+        format!(
+            "an epoch of {} is too long for the transactions of `{sink}`, which time out after {}: it must be less than half of \
+             that",
+            HumanDuration(interval),
+            HumanDuration(timeout)
+        )
+    })
 }
 
 /// How stages lose records.

@@ -85,6 +85,7 @@ fn sink(acknowledges: Acknowledges, kinds: &'static [&'static str]) -> CompiledS
         traits: SinkTraits {
             acknowledges,
             transactional_with: kinds,
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane: kinds.contains(&"kafka"),
             carries_headers: true,

@@ -17,7 +17,7 @@ pub struct Budget(Arc<Account>);
 struct Account {
     limit: u64,
     used: AtomicU64,
-    released: AtomicU64,
+    entered: AtomicU64,
     freed: Notify,
 }
 
@@ -25,7 +25,7 @@ impl Budget {
     /// A budget of `limit` bytes.
     #[must_use]
     pub fn new(limit: u64) -> Self {
-        Self(Arc::new(Account { limit, used: AtomicU64::new(0), released: AtomicU64::new(0), freed: Notify::new() }))
+        Self(Arc::new(Account { limit, used: AtomicU64::new(0), entered: AtomicU64::new(0), freed: Notify::new() }))
     }
 
     /// Charges bytes at once, over the limit if need be. They are given back when the reservation is dropped. A source
@@ -33,6 +33,9 @@ impl Budget {
     #[must_use]
     pub fn charge(&self, bytes: u64, owner: Option<Owner>) -> Reservation {
         self.0.used.fetch_add(bytes, Ordering::AcqRel);
+        if owner.is_some() {
+            self.0.entered.fetch_add(bytes, Ordering::AcqRel);
+        }
         Reservation { account: Arc::clone(&self.0), bytes, owner }
     }
 
@@ -48,10 +51,11 @@ impl Budget {
         self.0.limit
     }
 
-    /// Bytes given back since the start: how much the sinks have moved.
+    /// Bytes that sources brought in since the start and that are in use no more: how much has left. What a stage writes
+    /// in the place of what it read has not.
     #[must_use]
-    pub fn released(&self) -> u64 {
-        self.0.released.load(Ordering::Acquire)
+    pub fn left(&self) -> u64 {
+        self.0.entered.load(Ordering::Acquire).saturating_sub(self.used())
     }
 
     /// Waits until `enough` holds; it is asked again whenever bytes are given back.
@@ -93,7 +97,6 @@ impl Drop for Reservation {
         // The owner's handle must be gone before anyone is woken to look at it.
         self.owner = None;
         self.account.used.fetch_sub(self.bytes, Ordering::AcqRel);
-        self.account.released.fetch_add(self.bytes, Ordering::AcqRel);
         self.account.freed.notify_waiters();
     }
 }

@@ -28,6 +28,7 @@ impl SinkConfig for BlackholeConfig {
             // What is discarded on purpose is not lost.
             acknowledges: Acknowledges::Durable,
             transactional_with: &[],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane: true,
             carries_headers: false,

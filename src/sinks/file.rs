@@ -154,6 +154,7 @@ impl SinkConfig for FileConfig {
         let traits = SinkTraits {
             acknowledges: Acknowledges::Durable,
             transactional_with: &[LOCAL_TRANSACTION],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane: false,
             carries_headers: false,

@@ -15,15 +15,15 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use vrl::path::{OwnedSegment, OwnedValuePath, parse_value_path};
 
-use crate::clients::kafka::config::{Connection, Options, Role, Sasl, Tls, is_topic_name};
+use crate::clients::kafka::config::{Connection, Options, Role, Sasl, Tls, is_topic_name, system};
 use crate::clients::kafka::producer::{self, Enqueuing, Live, ProducerSettings, SharedProducer};
 use crate::clients::kafka::raw::{Outgoing, Topic};
 use crate::clients::kafka::transaction::KafkaTransaction;
 use crate::clients::kafka::{PipelineClients, PipelineGroups};
 use crate::codecs::Codec;
 use crate::component::{
-    Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, KAFKA_TRANSACTION, Problem, Sink,
-    SinkConfig, SinkError, SinkTraits, Spanned, Touched,
+    Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, KAFKA_TRANSACTION, Place, Problem,
+    Sink, SinkConfig, SinkError, SinkTraits, Spanned, Touched,
 };
 use crate::record::{Batch, BodyFormat, Record, json};
 use crate::runtime::Runtime;
@@ -116,11 +116,13 @@ impl SinkConfig for KafkaConfig {
         if !right {
             return None;
         }
+        cx.writes.push(Place { system: system(&self.brokers), name: self.topic.value.clone() });
         let (topic, codec, compression) = (self.topic.value, self.codec, self.compression);
         Some(CompiledSink {
             traits: SinkTraits {
                 acknowledges: Acknowledges::Durable,
                 transactional_with: if connection.is_embedded() { &[] } else { &[KAFKA_TRANSACTION] },
+                transaction_timeout: Some(connection.transaction_timeout()),
                 idempotent_by_key: false,
                 per_lane: true,
                 carries_headers: true,
@@ -194,7 +196,7 @@ impl KafkaSink {
                 .producer
                 .current()
                 .filter(|live| !live.has_failed())
-                .ok_or_else(|| SinkError::Rewind("the producer has failed".to_owned())),
+                .ok_or_else(|| SinkError::Outage("the producer has failed".to_owned())),
         }
     }
 
@@ -220,8 +222,13 @@ impl KafkaSink {
             self.runtime.blocking(move || producer.fresh(None)).await.map_err(SinkError::Retry)?
         };
         self.topic(&live)?;
-        let name = self.name.clone();
-        self.runtime.blocking(move || is_there(&live, &name)).await
+        self.ask(live).await
+    }
+
+    /// Asks the brokers whether the topic is there and may be written, and says why if they turn us away.
+    async fn ask(&self, live: Arc<Live>) -> Result<(), SinkError> {
+        let (producer, name) = (Arc::clone(&self.producer), self.name.clone());
+        self.runtime.blocking(move || is_there(&producer, &live, &name)).await
     }
 
     /// Enqueues every record of a batch, in order.
@@ -296,25 +303,29 @@ fn encoded<'a>(
 }
 
 /// Whether the topic exists. A broker that creates topics does it when it is asked this. Blocks.
-fn is_there(live: &Live, name: &str) -> Result<(), SinkError> {
+fn is_there(producer: &SharedProducer, live: &Live, name: &str) -> Result<(), SinkError> {
     let metadata = live.raw().client().fetch_metadata(Some(name), REQUEST).map_err(|error| {
-        SinkError::Retry(format!(
-            "the brokers do not answer, so it is not known whether topic `{name}` exists: {error}"
-        ))
+        let why = live.turned_away().unwrap_or_else(|| error.to_string());
+        SinkError::Retry(format!("the brokers do not answer, so it is not known whether topic `{name}` exists: {why}"))
     })?;
+    live.is_let_in();
     let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
         return Err(SinkError::Retry(format!("the brokers know no topic `{name}` yet")));
     };
     match topic.error().map(Code::from) {
+        None if producer.may_write(name) == Some(false) => Err(denied(name)),
         None => Ok(()),
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::LeaderNotAvailable) => {
             Err(SinkError::Retry(format!("topic `{name}` does not exist yet; Weir does not create it")))
         }
-        Some(Code::TopicAuthorizationFailed) => {
-            Err(SinkError::Fatal(format!("not allowed to write to topic `{name}`")))
-        }
+        Some(Code::TopicAuthorizationFailed) => Err(denied(name)),
         Some(code) => Err(SinkError::Retry(format!("topic `{name}` is not ready: {code}"))),
     }
+}
+
+/// A right is missing that can be given while we wait.
+fn denied(name: &str) -> SinkError {
+    SinkError::Retry(format!("not allowed to write to topic `{name}`"))
 }
 
 impl Sink for KafkaSink {
@@ -324,10 +335,13 @@ impl Sink for KafkaSink {
 
     fn write(&mut self, batch: Arc<Batch>) -> BoxFuture<'_, Result<Answer, SinkError>> {
         Box::pin(async move {
+            if let Some(live) = self.producer.current().filter(|live| live.turned_away().is_some()) {
+                self.ask(live).await?;
+            }
             let live = self.live()?;
             let answer = self.enqueue(&live, &batch).await?.answer();
             let answer: Answer = Box::pin(async move {
-                answer.await.unwrap_or_else(|_| Err(SinkError::Rewind("the producer was closed".to_owned())))
+                answer.await.unwrap_or_else(|_| Err(SinkError::Outage("the producer was closed".to_owned())))
             });
             Ok(answer)
         })
@@ -397,9 +411,12 @@ fn key_text(value: &[u8]) -> Option<Cow<'_, [u8]>> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr as Error};
+
     use super::*;
     use crate::clients::kafka::config::OptionValue;
     use crate::clients::kafka::fixture::{Process, batch, check, draft, here, unique, write};
+    use crate::clients::kafka::raw::MockBroker;
     use crate::component::BoxSink;
     use crate::record::Draft;
 
@@ -483,6 +500,34 @@ pub(crate) mod tests {
         let settled = sink.write(batch).await.unwrap().await.unwrap();
         assert_eq!(settled.refused.iter().map(|refusal| refusal.record).collect::<Vec<_>>(), [1]);
         assert!(settled.refused[0].error.contains("at most 1000000 bytes"));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_14_a_size_that_the_broker_refuses_is_learned() {
+        let broker = MockBroker::start().unwrap();
+        broker.create_topic("small", 1);
+        let too_large =
+            || broker.fail_next(RDKafkaApiKey::Produce as i16, &[Error::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+        let process = Process::new("one", false);
+        let mut config = config("small");
+        config.set_brokers(&broker.address());
+        let mut sink = sink_to(&process, config).await;
+        // A batch of several, none of which may be to blame.
+        let several = Arc::new(batch(&[draft("a"), draft("b")]));
+        too_large();
+        let outcome = sink.write(Arc::clone(&several)).await.unwrap().await;
+        assert!(matches!(outcome, Err(SinkError::Rewind(_))), "{outcome:?}");
+        sink.open().await.unwrap();
+        assert_eq!(sink.write(several).await.unwrap().await.unwrap().refused, []);
+        // A record beside which there is no room now.
+        let large = "x".repeat(300_000);
+        let alone = Arc::new(batch(&[draft(&large)]));
+        too_large();
+        assert_eq!(sink.write(Arc::clone(&alone)).await.unwrap().await.unwrap().refused.len(), 1);
+        // It is not even sent again, and what is smaller is.
+        let refused = sink.write(alone).await.unwrap().await.unwrap().refused;
+        assert!(refused[0].error.contains("the topic takes at most"), "{}", refused[0].error);
+        write(&mut sink, &[draft(&large[..299_000])]).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,7 @@ impl SinkConfig for StdoutConfig {
         let traits = SinkTraits {
             acknowledges: Acknowledges::Received,
             transactional_with: &[],
+            transaction_timeout: None,
             idempotent_by_key: false,
             per_lane: false,
             carries_headers: false,
@@ -69,13 +70,13 @@ impl StdoutSink {
     async fn deliver(&mut self, batch: &Batch) -> Result<Settled, SinkError> {
         let mut lines = Vec::new();
         let settled = lines::encode(self.codec, batch, &mut lines);
-        let writer = self.writer.as_ref().ok_or_else(|| SinkError::Rewind("standard output is not open".to_owned()))?;
+        let writer = self.writer.as_ref().ok_or_else(|| SinkError::Outage("standard output is not open".to_owned()))?;
         match writer.write(lines).await {
             Ok(()) => Ok(settled),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 Err(SinkError::Fatal("standard output was closed".to_owned()))
             }
-            Err(error) => Err(SinkError::Rewind(format!("cannot write to standard output: {error}"))),
+            Err(error) => Err(SinkError::Outage(format!("cannot write to standard output: {error}"))),
         }
     }
 }

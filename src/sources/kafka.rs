@@ -11,11 +11,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use vrl::value::Kind;
 
-use crate::clients::kafka::PipelineGroups;
-use crate::clients::kafka::config::{
-    Connection, Options, Protocol, Role, Sasl, StartAt, Tls, instance_name, is_topic_name,
-};
+use crate::clients::kafka::config::{Connection, Options, Protocol, Role, Sasl, StartAt, Tls, instance_name, system};
 use crate::clients::kafka::consumer::{GroupConsumer, GroupPositions, GroupSettings, Reader, Stop};
+use crate::clients::kafka::topics::Topics;
+use crate::clients::kafka::{PipelineClients, PipelineGroups};
 use crate::codecs::Codec;
 use crate::component::{
     BuiltSource, CheckContext, CompiledSource, KAFKA_TRANSACTION, KeepsPositions, LOCAL_TRANSACTION, Problem, Pulled,
@@ -42,7 +41,10 @@ pub(crate) struct KafkaConfig {
     brokers: Spanned<String>,
     /// The consumer group.
     group: Spanned<String>,
-    /// The topics, by their exact names.
+    /// The topics, by their exact names, or by patterns: what begins with `^` is a regular expression that is matched from
+    /// the beginning of a name (`^orders-` is every topic whose name begins so, `^orders-(eu|us)$` two of them). A topic that
+    /// comes later is found within seconds and read from its beginning; one that is deleted is forgotten. A pattern must not
+    /// match what the pipeline itself writes.
     topics: Spanned<Vec<Spanned<String>>>,
     /// How bodies are decoded.
     #[serde(default)]
@@ -67,14 +69,12 @@ impl SourceConfig for KafkaConfig {
     const NAME: &'static str = "kafka";
 
     fn compile(self, cx: &mut CheckContext) -> Option<CompiledSource> {
-        let names_are_right = check_names(&self, cx);
+        let right = check_group(&self, cx);
+        let topics = Topics::check(&self.topics, &system(&self.brokers), cx);
         let connection =
             Connection::check(Role::Consumer, &self.brokers, self.tls.as_ref(), self.sasl.as_ref(), &self.options, cx)?;
-        if !names_are_right {
-            return None;
-        }
+        let topics = topics.filter(|_| right)?;
         let group = self.group.value;
-        let topics: Vec<String> = self.topics.value.into_iter().map(|topic| topic.value).collect();
         let (start_at, protocol) = (self.start_at, self.protocol);
         let kind = match self.codec {
             Codec::Json => Kind::json(),
@@ -95,11 +95,13 @@ impl SourceConfig for KafkaConfig {
             codec: self.codec,
             schema: Schema { kind },
             build: Arc::new(move |cx| {
+                let outputs = cx.clients.shared(PipelineClients::default);
                 let consumer = Arc::new(GroupConsumer::new(GroupSettings {
                     connection: connection.clone(),
                     source: Arc::clone(&cx.component),
                     group: group.clone(),
                     topics: topics.clone(),
+                    outputs: Arc::downgrade(&outputs),
                     start_at,
                     protocol,
                     instance: instance_name(&cx.instance, &cx.pipeline, &cx.component),
@@ -111,41 +113,25 @@ impl SourceConfig for KafkaConfig {
                 let groups = cx.clients.shared(PipelineGroups::default);
                 groups.add(Arc::clone(&cx.component), Arc::clone(&consumer));
                 let positions = Arc::new(GroupPositions(Arc::clone(&consumer)));
-                Ok(BuiltSource { source: Box::new(KafkaSource { consumer }), positions: Some(positions) })
+                let source = KafkaSource { consumer, _outputs: outputs };
+                Ok(BuiltSource { source: Box::new(source), positions: Some(positions) })
             }),
         })
     }
 }
 
-fn check_names(config: &KafkaConfig, cx: &mut CheckContext) -> bool {
+fn check_group(config: &KafkaConfig, cx: &mut CheckContext) -> bool {
     let before = cx.problems.len();
     if config.group.value.is_empty() {
         cx.report(Problem::error(config.group.span, "`group` is empty").help("name the consumer group"));
-    }
-    if config.topics.value.is_empty() {
-        cx.report(Problem::error(config.topics.span, "`topics` names no topic").help("list at least one"));
-    }
-    for (at, topic) in config.topics.value.iter().enumerate() {
-        if topic.value.starts_with('^') {
-            cx.report(
-                Problem::error(topic.span, format!("`{}` is a pattern, and topics are named exactly", topic.value))
-                    .help("list each topic by its name"),
-            );
-        } else if !is_topic_name(&topic.value) {
-            cx.report(
-                Problem::error(topic.span, format!("Kafka knows no topic of such a name: `{}`", topic.value))
-                    .help("a name has letters, digits, `.`, `_` and `-`, and at most 249 of them"),
-            );
-        }
-        if config.topics.value[..at].iter().any(|earlier| earlier.value == topic.value) {
-            cx.report(Problem::error(topic.span, format!("topic `{}` is listed twice", topic.value)));
-        }
     }
     cx.problems.len() == before
 }
 
 struct KafkaSource {
     consumer: Arc<GroupConsumer>,
+    /// The consumer asks what the pipeline writes. It is kept here and not there: it holds the consumer itself.
+    _outputs: Arc<PipelineClients>,
 }
 
 impl Source for KafkaSource {
@@ -156,13 +142,14 @@ impl Source for KafkaSource {
         Box::pin(try_stream! {
             let starting = Arc::clone(&consumer);
             let epochs = cx.epochs.clone();
+            let _ended_when_dropped = EndRun { consumer: Arc::clone(&consumer), run };
             cx.runtime.blocking(move || starting.begin_run(run, epochs)).await?;
             let mut reader = Reader::new(Arc::clone(&consumer));
             loop {
                 match reader.next() {
                     Ok(Some(pulled)) => yield pulled,
                     Ok(None) => reader.woken().await,
-                    Err(Stop::Error(error)) => Err(error)?,
+                    Err(Stop::Error(error) | Stop::Denied(error)) => Err(error)?,
                     Err(Stop::Gap(partition, offset)) => {
                         let asked = Arc::clone(&consumer);
                         Err(cx.runtime.blocking(move || asked.describe_gap(&partition, offset)).await)?;
@@ -170,6 +157,18 @@ impl Source for KafkaSource {
                 }
             }
         })
+    }
+}
+
+/// Tells the consumer when its run is over.
+struct EndRun {
+    consumer: Arc<GroupConsumer>,
+    run: u64,
+}
+
+impl Drop for EndRun {
+    fn drop(&mut self) {
+        self.consumer.end_run(self.run);
     }
 }
 
@@ -229,10 +228,10 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn patterns_and_names_that_no_topic_has_are_refused() {
+    fn what_can_be_no_topic_is_refused() {
         let found = problems(KafkaConfig {
             topics: here(vec![
-                here("^orders.*".to_owned()),
+                here("^orders(".to_owned()),
                 here("a b".to_owned()),
                 here("x".to_owned()),
                 here("x".to_owned()),
@@ -243,7 +242,7 @@ pub(crate) mod tests {
             found,
             [
                 "`group` is empty",
-                "`^orders.*` is a pattern, and topics are named exactly",
+                "`^orders(` is no pattern: unclosed group",
                 "Kafka knows no topic of such a name: `a b`",
                 "topic `x` is listed twice",
             ]
@@ -378,6 +377,41 @@ pub(crate) mod tests {
         let (mut source, _) = process.source(&latest());
         let (cx, _requests) = run();
         assert_eq!(bodies(&pull(&mut source, cx, 1).await.unwrap()), ["new"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_13_a_topic_that_matches_later_is_read_from_its_beginning() {
+        let (prefix, group, process) = (unique("found"), unique("group"), Process::new("one", false));
+        let (early, late) = (format!("{prefix}-early"), format!("{prefix}-late"));
+        let writer = Process::new("writer", false);
+        let mut sink = sink_to(&writer, sink_config(&early)).await;
+        write(&mut sink, &[draft("old")]).await;
+        let latest = KafkaConfig { start_at: StartAt::Latest, ..config(&group, &format!("^{prefix}-")) };
+        let (mut source, _) = process.source(&compiled(latest));
+        let (cx, _requests) = run();
+        let mut stream = source.stream(cx);
+        // What is there at the first start is begun at its end.
+        assert!(tokio::time::timeout(Duration::from_secs(3), stream.next()).await.is_err());
+        let mut other = sink_to(&writer, sink_config(&late)).await;
+        write(&mut other, &[draft("first")]).await;
+        write(&mut sink, &[draft("new")]).await;
+        let mut read = Vec::new();
+        while read.len() < 2 {
+            read.push(tokio::time::timeout(SOON, stream.next()).await.unwrap().unwrap().unwrap());
+        }
+        assert_eq!(bodies(&read), ["first", "new"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_18_an_output_that_comes_to_match_is_fatal() {
+        let (topic, process) = (unique("loop"), Process::new("one", false));
+        let (mut source, _) = process.source(&compiled(config(&unique("group"), &format!("^{topic}"))));
+        let (cx, _requests) = run();
+        let mut sink = sink_to(&process, sink_config(&topic)).await;
+        write(&mut sink, &[draft("round and round")]).await;
+        let error = pull(&mut source, cx, 1).await.unwrap_err();
+        let SourceError::Fatal(text) = error else { panic!("{error}") };
+        assert!(text.contains(&topic) && text.contains("narrow the pattern"), "{text}");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -167,7 +167,8 @@ impl Source for StdinSource {
                 input.position += block.len() as u64;
                 more |= cut.too_long;
                 let batch = BatchBuilder::over(Arc::clone(&self.origin), block, 0).finish().with_records(cut.records);
-                yield Pulled { batch, position: Position(i64::try_from(input.position).unwrap_or(i64::MAX)) };
+                let position = Position(i64::try_from(input.position).unwrap_or(i64::MAX));
+                yield Pulled { batch, position, read_from: None };
             }
         })
     }

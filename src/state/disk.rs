@@ -4,6 +4,7 @@
 //! pipelines that commit every second must not pay for two hundred fsyncs.
 
 use std::fmt;
+use std::fs;
 use std::io::ErrorKind;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
@@ -47,22 +48,7 @@ impl DiskStore {
     /// If another process has it open, if it is damaged, or if the disk refuses.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let path = path.to_owned();
-        Self::start(Box::new(move || {
-            let existed = path.exists();
-            let database = redb::Builder::new()
-                .set_cache_size(CACHE_BYTES)
-                // Without it redb trusts a file that was closed properly, and panics where it was damaged since.
-                .set_check_integrity_on_open(true)
-                .create(&path)
-                .map_err(|error| explain(&path, &error))?;
-            if !existed && let Some(folder) = path.parent() {
-                // The file's name must survive a power cut as well.
-                let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-                synced
-                    .map_err(|error| StoreError(format!("cannot sync the folder `{}`: {error}", folder.display())))?;
-            }
-            Ok(database)
-        }))
+        Self::start(Box::new(move || if path.exists() { open(&path) } else { create(&path) }))
     }
 
     fn start(open: Open) -> Result<Self, StoreError> {
@@ -197,6 +183,34 @@ fn load(database: &Database, scope: &str) -> Result<Entries, redb::Error> {
         entries.push((key.to_owned(), value.value().to_owned()));
     }
     Ok(entries)
+}
+
+fn open(path: &Path) -> Result<Database, StoreError> {
+    redb::Builder::new()
+        .set_cache_size(CACHE_BYTES)
+        // Without it redb trusts a file that was closed properly, and panics where it was damaged since.
+        .set_check_integrity_on_open(true)
+        .create(path)
+        .map_err(|error| explain(path, &error))
+}
+
+/// Makes the file under another name first. A crash or a full disk leaves no half of a store, which no later start could
+/// tell from a damaged one.
+fn create(path: &Path) -> Result<Database, StoreError> {
+    let failed = |error: std::io::Error| StoreError(format!("cannot create the store `{}`: {error}", path.display()));
+    let unfinished = path.with_extension("new");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    // It stays open, and locked, while it gets its name.
+    let database = open(&unfinished)?;
+    fs::rename(&unfinished, path).map_err(failed)?;
+    if let Some(folder) = path.parent() {
+        // The file's name must survive a power cut as well.
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    }
+    Ok(database)
 }
 
 /// What a person can do about a database that does not open.
@@ -345,6 +359,19 @@ mod tests {
             assert_eq!(store.load("pipeline").await.unwrap(), [("b".to_owned(), vec![2])]);
             assert_eq!(store.load("pipe").await.unwrap(), []);
         }
+    }
+
+    #[tokio::test]
+    async fn a_store_whose_making_was_cut_short_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weir.redb");
+        // As a crash or a full disk leaves it: the file has its size, and the library's mark is not in it yet.
+        std::fs::write(path.with_extension("new"), vec![0; 1 << 16]).unwrap();
+        let store = DiskStore::open(&path).unwrap();
+        store.commit("pipeline", entry("x", 1)).await.unwrap();
+        drop(store);
+        assert!(path.exists() && !path.with_extension("new").exists());
+        assert_eq!(DiskStore::open(&path).unwrap().load("pipeline").await.unwrap().len(), 1);
     }
 
     #[tokio::test]

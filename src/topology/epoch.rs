@@ -16,11 +16,13 @@ use super::commits::Commits;
 use super::failure::Failure;
 use super::ledger::{Ledger, Outcome};
 use super::progress::Progress;
+use super::quarantine::Quarantine;
 use super::report::{Dated, Report};
 use super::stage::{Command, Commands};
 use crate::clock::Instant;
 use crate::component::EpochRequest;
 use crate::delivery::Positions;
+use crate::record::Partition;
 use crate::runtime::Runtime;
 
 /// How many epochs may be open or settling at once where there is no transaction. More would not help: an epoch that
@@ -51,6 +53,7 @@ pub(super) struct Coordinator<'a> {
     /// The last committed epoch, for stages that wait for it.
     pub(super) commits: Commits,
     pub(super) progress: &'a Progress,
+    pub(super) quarantine: Quarantine,
     pub(super) stop: CancellationToken,
 }
 
@@ -60,6 +63,8 @@ struct Epoch {
     opened: Instant,
     /// By source; `None` until its barrier is in the channels.
     positions: Vec<Option<Positions>>,
+    /// Partitions that went after its barriers were asked for: a barrier under way may still have their positions.
+    lost: Vec<Partition>,
     settled: usize,
     arrivals: Vec<(Instant, usize)>,
     /// Who waits for its commit.
@@ -87,6 +92,7 @@ impl Coordinator<'_> {
             ending: None,
             last_barrier_sent: false,
             open_since: None,
+            hurry: false,
         };
         let longest_open = self.ledger.transaction.as_ref().and_then(|transaction| transaction.longest_open());
         loop {
@@ -125,7 +131,7 @@ impl Coordinator<'_> {
                 // The sinks open again only when the other side answers; until then nothing is open and nothing is read.
                 () = async { runtime.sleep_until(must_abort.expect("guarded")).await }, if must_abort.is_some() => {
                     let error = "the transaction was open for half of its time-out and a sink has not answered";
-                    return Err(Failure::Rewind(error.to_owned()));
+                    return Err(Failure::Stalled(error.to_owned()));
                 }
             }
         }
@@ -145,7 +151,8 @@ impl Coordinator<'_> {
         let now = self.runtime.clock().now();
         let last = state.ending.is_some() && !state.last_barrier_sent;
         let interval_over = state.moved.0.is_some_and(|since| now >= since + self.interval);
-        if !(last || interval_over || !state.close_requests.is_empty()) {
+        let hurry = state.hurry && state.moved.0.is_some();
+        if !(last || interval_over || hurry || !state.close_requests.is_empty()) {
             return Ok(());
         }
         let number = *self.next_epoch;
@@ -155,10 +162,12 @@ impl Coordinator<'_> {
         }
         state.last_barrier_sent |= last;
         state.moved = Moved::default();
+        state.hurry = false;
         state.epochs.push_back(Epoch {
             number,
             opened: now,
             positions: vec![None; self.sources.len()],
+            lost: Vec::new(),
             settled: 0,
             arrivals: Vec::new(),
             waiting: std::mem::take(&mut state.close_requests),
@@ -174,14 +183,16 @@ impl Coordinator<'_> {
                 state.open_since.get_or_insert(now);
                 self.progress.records_wait(now);
             }
+            Report::Hurry => state.hurry = true,
             Report::Ended { source } => {
                 state.ended[source] = true;
                 if state.ended.iter().all(|&ended| ended) {
                     state.ending.get_or_insert(RunEnd::Finished);
                 }
             }
-            Report::Barrier { source, epoch, positions, arrivals } => {
+            Report::Barrier { source, epoch, mut positions, arrivals } => {
                 if let Some(epoch) = state.epochs.iter_mut().find(|open| open.number == epoch) {
+                    positions.retain(|partition, _| !epoch.lost.contains(partition));
                     epoch.positions[source] = Some(positions);
                     epoch.arrivals.extend(arrivals);
                 }
@@ -207,8 +218,11 @@ impl Coordinator<'_> {
                 for source in &self.sources {
                     tell(source, Command::Forget(partitions.clone())).await?;
                 }
-                for positions in state.epochs.iter_mut().flat_map(|epoch| epoch.positions.iter_mut().flatten()) {
-                    positions.retain(|partition, _| !partitions.contains(partition));
+                for epoch in &mut state.epochs {
+                    for positions in epoch.positions.iter_mut().flatten() {
+                        positions.retain(|partition, _| !partitions.contains(partition));
+                    }
+                    epoch.lost.extend(partitions.iter().cloned());
                 }
                 let _ = done.try_send(true);
             }
@@ -221,8 +235,9 @@ impl Coordinator<'_> {
         while state.epochs.front().is_some_and(|epoch| epoch.is_settled(self.sinks)) {
             let Some(epoch) = state.epochs.pop_front() else { break };
             let positions: Vec<Positions> = epoch.positions.into_iter().map(Option::unwrap_or_default).collect();
-            match self.ledger.commit(epoch.number, positions).await {
-                Outcome::Committed => {}
+            let records = epoch.arrivals.iter().map(|(_, records)| *records as u64).sum();
+            match self.ledger.commit(epoch.number, positions.clone()).await {
+                Outcome::Committed => self.quarantine.committed(records, &positions),
                 Outcome::Aborted(error) => return Err(Failure::Rewind(error)),
                 Outcome::Fenced(error) => return Err(Failure::Fatal(error)),
             }
@@ -251,8 +266,229 @@ struct State {
     last_barrier_sent: bool,
     /// Since when a transaction may be open.
     open_since: Option<Instant>,
+    /// Somebody waits until all that moved is committed.
+    hurry: bool,
 }
 
 async fn tell(source: &mpsc::Sender<Command>, command: Command) -> Result<(), Failure> {
     source.send(command).await.map_err(|_| Failure::Closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::{Arc, Mutex};
+
+    use futures::future::BoxFuture;
+
+    use super::super::ledger::Account;
+    use super::super::report::Reports;
+    use super::super::trouble::Troubles;
+    use super::*;
+    use crate::component::KeepsPositions;
+    use crate::delivery::{CommitPositions, LocalTransaction};
+    use crate::observe::{Metrics, StatusBoard};
+    use crate::record::Position;
+    use crate::state::MemoryStore;
+
+    /// What was committed, in order.
+    #[derive(Debug, Default)]
+    struct Commits(Mutex<Vec<Positions>>);
+
+    impl CommitPositions for Commits {
+        fn commit(&self, _: u64, positions: Positions) -> BoxFuture<'_, Result<(), String>> {
+            self.0.lock().unwrap().push(positions);
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    fn partition(number: i32) -> Partition {
+        Partition { source: "in".into(), topic: "t".into(), number }
+    }
+
+    /// A coordinator of one source and one sink, both played by the test.
+    struct Bench {
+        run: u64,
+        reports: Reports,
+        mailbox: mpsc::Receiver<Dated>,
+        requests: mpsc::Sender<EpochRequest>,
+        request_box: mpsc::Receiver<EpochRequest>,
+        told: mpsc::Receiver<Command>,
+        source: mpsc::Sender<Command>,
+        commits: Arc<Commits>,
+        stop: CancellationToken,
+        runtime: Runtime,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let (reports, mailbox) = Reports::mailbox();
+            let (requests, request_box) = mpsc::channel(16);
+            let (source, told) = mpsc::channel(16);
+            let (commits, stop, runtime) = (Arc::default(), CancellationToken::new(), Runtime::system());
+            Self { run: 2, reports, mailbox, requests, request_box, told, source, commits, stop, runtime }
+        }
+
+        /// Runs the coordinator beside a script.
+        async fn run(&mut self, script: impl AsyncFnOnce(&mut Played)) -> Result<RunEnd, Failure> {
+            let account = Account {
+                source: "in".into(),
+                keeps: KeepsPositions::Source,
+                own: Some(Arc::clone(&self.commits) as _),
+                committed: Mutex::default(),
+            };
+            let store = Arc::new(MemoryStore::new());
+            let local = LocalTransaction::new("p", Arc::clone(&store) as _, Arc::default(), self.runtime.clone());
+            let ledger = Ledger {
+                scope: "p".into(),
+                accounts: vec![account],
+                store,
+                transaction: None,
+                participants: Arc::default(),
+                local: Arc::new(local),
+            };
+            let metrics = Metrics::new().pipeline("p");
+            let board = StatusBoard::default();
+            let interval = Duration::from_secs(1);
+            let clock = self.runtime.clock();
+            let progress =
+                Progress::new("p".into(), clock, board, metrics, Troubles::default(), interval, vec!["out".into()]);
+            let mut next_epoch = 1;
+            let coordinator = Coordinator {
+                run: self.run,
+                next_epoch: &mut next_epoch,
+                interval,
+                sinks: 1,
+                runtime: self.runtime.clone(),
+                sources: vec![self.source.clone()],
+                reports: &mut self.mailbox,
+                requests: &mut self.request_box,
+                ledger: &ledger,
+                commits: super::Commits::default(),
+                progress: &progress,
+                quarantine: Quarantine::default(),
+                stop: self.stop.clone(),
+            };
+            let mut played = Played {
+                run: self.run,
+                reports: self.reports.clone(),
+                requests: self.requests.clone(),
+                told: &mut self.told,
+            };
+            let script = async {
+                script(&mut played).await;
+                self.stop.cancel();
+                loop {
+                    if let Command::Barrier(epoch) = played.told().await {
+                        played.closes(epoch, &[]).await;
+                        return;
+                    }
+                }
+            };
+            let (end, ()) = tokio::join!(coordinator.run(), script);
+            end
+        }
+    }
+
+    /// The source and the sink.
+    struct Played<'a> {
+        run: u64,
+        reports: Reports,
+        requests: mpsc::Sender<EpochRequest>,
+        told: &'a mut mpsc::Receiver<Command>,
+    }
+
+    impl Played<'_> {
+        async fn told(&mut self) -> Command {
+            self.told.recv().await.expect("the coordinator runs")
+        }
+
+        async fn barrier(&mut self) -> u64 {
+            match self.told().await {
+                Command::Barrier(epoch) => epoch,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        async fn says(&self, report: Report) {
+            self.reports.send(self.run, report).await.unwrap();
+        }
+
+        async fn puts_the_barrier(&self, epoch: u64, positions: &[(i32, i64)]) {
+            let positions = positions.iter().map(|&(number, at)| (partition(number), Position(at))).collect();
+            self.says(Report::Barrier { source: 0, epoch, positions, arrivals: Vec::new() }).await;
+        }
+
+        async fn closes(&self, epoch: u64, positions: &[(i32, i64)]) {
+            self.puts_the_barrier(epoch, positions).await;
+            self.says(Report::Settled { sink: 0, epoch }).await;
+        }
+    }
+
+    fn committed(bench: &Bench) -> Vec<BTreeMap<i32, i64>> {
+        let commits = bench.commits.0.lock().unwrap();
+        let numbers = commits.iter().map(|positions| positions.iter().map(|(at, to)| (at.number, to.0)).collect());
+        numbers.collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_2_answers_of_an_earlier_run_do_not_count() {
+        let mut bench = Bench::new();
+        let reports = bench.reports.clone();
+        let ended = bench.run(async |played: &mut Played| {
+            played.says(Report::Moved).await;
+            let epoch = played.barrier().await;
+            // A sink of the run before answers late, for an epoch of the same number.
+            reports.send(1, Report::Settled { sink: 0, epoch }).await.unwrap();
+            played.puts_the_barrier(epoch, &[(0, 7)]).await;
+            let nothing = tokio::time::timeout(Duration::from_mins(1), played.told()).await;
+            assert!(nothing.is_err(), "it waits for the sink of this run");
+            played.says(Report::Settled { sink: 0, epoch }).await;
+        });
+        assert_eq!(ended.await, Ok(RunEnd::Stopped));
+        assert_eq!(committed(&bench), [BTreeMap::from([(0, 7)])]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_11_a_revoke_closes_the_epoch_at_once_and_is_told_when_it_is_committed() {
+        let mut bench = Bench::new();
+        let clock = bench.runtime.clock();
+        let ended = bench.run(async |played: &mut Played| {
+            played.says(Report::Moved).await;
+            let started = clock.now();
+            let (done, answer) = blocking::sync_channel(1);
+            played.requests.send(EpochRequest::Close { done }).await.unwrap();
+            let epoch = played.barrier().await;
+            assert_eq!(clock.now(), started, "without waiting for the interval");
+            assert!(answer.try_recv().is_err(), "it is not committed yet");
+            played.closes(epoch, &[(0, 5), (1, 6)]).await;
+            // The next epoch is asked for only after the last one is dealt with.
+            played.says(Report::Moved).await;
+            let next = played.barrier().await;
+            assert_eq!(answer.try_recv(), Ok(true));
+            played.closes(next, &[(1, 9)]).await;
+        });
+        assert_eq!(ended.await, Ok(RunEnd::Stopped));
+        assert_eq!(committed(&bench), [BTreeMap::from([(0, 5), (1, 6)]), BTreeMap::from([(1, 9)])]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_11_partitions_that_stay_go_on_while_those_that_were_lost_are_forgotten() {
+        let mut bench = Bench::new();
+        let ended = bench.run(async |played: &mut Played| {
+            played.says(Report::Moved).await;
+            let epoch = played.barrier().await;
+            played.puts_the_barrier(epoch, &[(0, 5), (1, 6)]).await;
+            let (done, answer) = blocking::sync_channel(1);
+            played.requests.send(EpochRequest::Lost { partitions: vec![partition(0)], done }).await.unwrap();
+            assert!(matches!(played.told().await, Command::Forget(lost) if lost == [partition(0)]));
+            played.says(Report::Settled { sink: 0, epoch }).await;
+            played.says(Report::Moved).await;
+            let next = played.barrier().await;
+            assert_eq!(answer.try_recv(), Ok(true));
+            played.closes(next, &[(1, 9)]).await;
+        });
+        assert_eq!(ended.await, Ok(RunEnd::Stopped));
+        assert_eq!(committed(&bench), [BTreeMap::from([(1, 6)]), BTreeMap::from([(1, 9)])]);
+    }
 }

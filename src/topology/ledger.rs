@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::component::KeepsPositions;
 use crate::delivery::{
-    CommitPositions, Committed, LocalTransaction, Participants, Positions, SourceOffsets, Transaction, checkpoint,
+    CommitPositions, Committed, FenceError, LocalTransaction, Participants, Positions, SourceOffsets, Transaction,
+    checkpoint,
 };
 use crate::state::Store;
 
@@ -56,7 +57,7 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Before anything is written: settles and cuts off what earlier runs, and earlier processes, left.
-    pub(super) async fn fence(&self) -> Result<(), String> {
+    pub(super) async fn fence(&self) -> Result<(), FenceError> {
         match &self.transaction {
             Some(transaction) => transaction.fence().await,
             None if self.participants.is_empty() => Ok(()),

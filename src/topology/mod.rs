@@ -13,9 +13,13 @@ mod outputs;
 mod pace;
 mod parts;
 mod progress;
+mod quarantine;
 mod report;
 mod stage;
 mod supervisor;
+mod suspicion;
+#[cfg(test)]
+mod testing;
 mod trouble;
 mod wiring;
 

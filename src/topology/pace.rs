@@ -40,17 +40,17 @@ impl Pace {
     /// Bytes that may be in flight now.
     fn allowed(&self, budget: &Budget) -> u64 {
         let now = self.clock.now();
-        let released = budget.released();
+        let left = budget.left();
         let mut moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
         if moved.back().is_none_or(|&(at, _)| now.duration_since(at) >= STEP) {
-            moved.push_back((now, released));
+            moved.push_back((now, left));
         }
         // The oldest note within reach stays in front, so that what it counts from is at least a window ago.
         while moved.get(1).is_some_and(|&(at, _)| now.duration_since(at) >= WINDOW) {
             moved.pop_front();
         }
-        let before = moved.front().map_or(0, |&(_, released)| released);
-        (released - before).max(self.floor).min(budget.limit())
+        let before = moved.front().map_or(0, |&(_, left)| left);
+        left.saturating_sub(before).max(self.floor).min(budget.limit())
     }
 }
 
@@ -63,10 +63,14 @@ mod tests {
         let budget = Budget::new(64 << 20);
         let pace = Pace::new(budget.clone(), 1, Clock::starting_at(Duration::ZERO));
         assert_eq!(pace.allowed(&budget), PER_LANE, "with no history, one batch a lane");
-        drop(budget.charge(10 << 20, None));
+        drop(budget.charge(10 << 20, Some(Owner::default())));
         assert_eq!(pace.allowed(&budget), 10 << 20, "what was moved just now");
         tokio::time::advance(Duration::from_secs(1)).await;
-        drop(budget.charge(5 << 20, None));
+        let read = budget.charge(5 << 20, Some(Owner::default()));
+        let written = budget.charge(5 << 20, None);
+        drop(read);
+        assert_eq!(pace.allowed(&budget), 10 << 20, "what a stage wrote in the place of what it read has not moved");
+        drop(written);
         assert_eq!(pace.allowed(&budget), 15 << 20);
         for _ in 0..30 {
             tokio::time::advance(STEP).await;

@@ -11,6 +11,8 @@ use crate::delivery::Positions;
 pub(super) enum Report {
     /// The first batch since the last barrier was pulled: there is something to commit.
     Moved,
+    /// A source holds back records until all that moved is committed: the epoch is to close at once.
+    Hurry,
     /// A finite source has been read to its end.
     Ended { source: usize },
     /// A source has put the barrier behind the last batch it pulled.

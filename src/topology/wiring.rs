@@ -10,6 +10,7 @@ use super::inputs::Inputs;
 use super::outputs::{Ports, Rejects};
 use super::pace::Pace;
 use super::parts::{Parts, SinkPart};
+use super::quarantine::Quarantine;
 use super::report::Reports;
 use super::stage::{Command, Commands, SinkTask, SourceTask, StageContext, TransformTask};
 use super::trouble::Troubles;
@@ -42,6 +43,7 @@ pub(super) struct Shared {
     pub(super) troubles: Troubles,
     pub(super) commits: Commits,
     pub(super) pace: Pace,
+    pub(super) quarantine: Quarantine,
 }
 
 /// The writers of every stage, filled while the readers are made.
@@ -74,7 +76,7 @@ impl Fabric<'_> {
     }
 
     /// Where one lane of a stage sends what it refuses.
-    fn rejects(&mut self, stage: &Arc<str>, on_error: OnError, metrics: &StageMetrics) -> Rejects {
+    fn rejects(&mut self, stage: &str, on_error: OnError, metrics: &StageMetrics) -> Rejects {
         let dead_letter: Option<Writer> = self.dead_letter.map(|reader| {
             let (writing, reading) = channel(self.shared.run, reader);
             self.dead_letters.push(reading);
@@ -82,16 +84,19 @@ impl Fabric<'_> {
         });
         let form = self.plan.dead_letter.as_ref().map(|sink| DeadLetterForm {
             pipeline: Arc::clone(&self.plan.name),
+            version: Arc::clone(&self.plan.declared.version),
             headers: sink.compiled.traits.carries_headers,
+            is_replay: self.plan.is_replay(),
         });
         Rejects {
-            stage: Arc::clone(stage),
+            stage: stage.into(),
             on_error,
             is_dead_letter: false,
             form,
             dead_letter,
             metrics: metrics.clone(),
             budget: self.shared.budget.clone(),
+            clock: self.shared.runtime.clock(),
         }
     }
 
@@ -105,6 +110,7 @@ impl Fabric<'_> {
             reports: self.shared.reports.clone(),
             troubles: self.shared.troubles.clone(),
             commits: self.shared.commits.clone(),
+            quarantine: self.shared.quarantine.clone(),
         }
     }
 }
@@ -144,7 +150,7 @@ pub(super) fn wire(plan: &Plan, parts: &Parts, shared: &Shared) -> Wired {
 
     let mut source_rejects = Vec::new();
     for (stage, part) in plan.sources.iter().zip(&parts.sources) {
-        source_rejects.push(fabric.rejects(&stage.name, stage.on_error, &part.metrics));
+        source_rejects.push(fabric.rejects(stage.refuses_as(), stage.on_error, &part.metrics));
     }
     if let (Some(stage), Some(part)) = (&plan.dead_letter, &parts.dead_letter) {
         let inputs = Inputs::new(std::mem::take(&mut fabric.dead_letters));
@@ -157,6 +163,7 @@ pub(super) fn wire(plan: &Plan, parts: &Parts, shared: &Shared) -> Wired {
             dead_letter: None,
             metrics: part.metrics.clone(),
             budget: shared.budget.clone(),
+            clock: shared.runtime.clock(),
         };
         sinks.push(sink_task(&fabric, stage, part, &part.instances[0], inputs, rejects, sinks.len()));
     }
@@ -211,6 +218,8 @@ fn sink_task(
         index,
         sink: Arc::clone(instance),
         inputs,
+        one_by_one: rejects.on_error == OnError::Retry,
+        alone: None,
         rejects,
         is_dead_letter: stage.from.is_empty(),
         transactional: fabric.plan.transactional,

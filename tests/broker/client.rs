@@ -9,7 +9,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::{FromClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -149,6 +151,15 @@ impl Broker {
         });
     }
 
+    /// Changes a setting of a topic. Tells whether the broker has done so.
+    pub(crate) fn set_topic(&self, name: &str, key: &str, value: &str) -> bool {
+        let admin: AdminClient<DefaultClientContext> = self.client(&[]);
+        let topic = AlterConfig::new(ResourceSpecifier::Topic(name)).set(key, value);
+        let options = AdminOptions::new().request_timeout(Some(Duration::from_secs(5)));
+        let results = block_on(admin.alter_configs([&topic], &options));
+        results.is_ok_and(|results| results.iter().all(Result::is_ok))
+    }
+
     /// Deletes a topic, and waits until it is gone.
     pub(crate) fn delete_topic(&self, name: &str) {
         let admin: AdminClient<DefaultClientContext> = self.client(&[]);
@@ -157,6 +168,19 @@ impl Broker {
             result.unwrap_or_else(|(topic, error)| panic!("topic {topic} was not deleted: {error}"));
         }
         wait_until(&format!("the end of {name}"), CALL_LIMIT, || self.partitions(name).is_none());
+    }
+
+    /// Makes a topic grow to so many partitions.
+    pub(crate) fn add_partitions(&self, name: &str, count: usize) {
+        let admin: AdminClient<DefaultClientContext> = self.client(&[]);
+        let options = AdminOptions::new().request_timeout(Some(CALL_LIMIT));
+        let results = block_on(admin.create_partitions([&NewPartitions::new(name, count)], &options));
+        for result in results.expect("the broker answers") {
+            result.unwrap_or_else(|(topic, error)| panic!("topic {topic} did not grow: {error}"));
+        }
+        wait_until(&format!("a leader of each partition of {name}"), CALL_LIMIT, || {
+            self.partitions(name) == Some(count)
+        });
     }
 
     /// How many partitions of a topic have a leader; `None` if there is no such topic.
@@ -340,6 +364,24 @@ impl Reader {
                 }
             }
             assert!(!deadline.passed(), "cannot read {} to its end", self.topic);
+        }
+    }
+
+    /// Shows what readers of committed data see now, and keeps none of it.
+    ///
+    /// # Panics
+    /// If the end is not reached within `limit`.
+    pub(crate) fn see_to_end(&mut self, limit: Duration, mut see: impl FnMut(Consumed)) {
+        let ends = self.ends();
+        let deadline = Deadline::within(limit);
+        while !self.has_reached(&ends) {
+            for _ in 0..1_000 {
+                match self.consumer.poll(Duration::from_millis(5)) {
+                    Some(Ok(record)) => see(Consumed::of(&record)),
+                    Some(Err(_)) | None => break,
+                }
+            }
+            assert!(!deadline.passed(), "cannot read {} to its end within {limit:?}", self.topic);
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod client;
 pub(crate) mod install;
+pub(crate) mod secured;
 pub(crate) mod wait;
 
 use std::fs::{self, File};
@@ -205,6 +206,10 @@ fn properties(folder: &Path, port: u16, controller_port: u16, settings: &[(&str,
          log.dirs={}\n\
          auto.create.topics.enable=false\n\
          group.initial.rebalance.delay.ms=0\n\
+         group.consumer.min.session.timeout.ms=3000\n\
+         group.consumer.session.timeout.ms=6000\n\
+         group.consumer.min.heartbeat.interval.ms=500\n\
+         group.consumer.heartbeat.interval.ms=1000\n\
          num.partitions=2\n\
          default.replication.factor=1\n\
          min.insync.replicas=1\n\
@@ -220,7 +225,8 @@ fn properties(folder: &Path, port: u16, controller_port: u16, settings: &[(&str,
         folder.join("data").display()
     );
     for (name, value) in settings {
-        text.extend([*name, "=", *value, "\n"]);
+        let value = value.replace("{port}", &port.to_string()).replace("{controller}", &controller_port.to_string());
+        text.extend([*name, "=", value.as_str(), "\n"]);
     }
     text
 }

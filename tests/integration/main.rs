@@ -10,11 +10,17 @@ mod orders;
 mod broker_itself;
 mod broker_restart;
 mod command_line;
+mod denied;
+mod dlq;
+mod fleet;
 mod kafka_to_kafka;
 mod membership;
 mod missing_topics;
+mod parked;
+mod rebalances;
 mod rejected;
 mod stopping;
+mod topics;
 
 use std::time::Duration;
 

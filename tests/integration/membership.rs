@@ -1,27 +1,12 @@
 //! Processes that share a group come and go.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use crate::broker::wait::{wait_for, wait_until};
 use crate::broker::{Broker, unique};
+use crate::fleet::{StopOnDrop, feed};
 use crate::process::Weir;
 use crate::{SOON, home, orders};
-
-/// Produces orders at an even pace until it is told to stop; tells how many there are.
-fn feed(broker: &Broker, topic: &str, stop: &AtomicBool) -> u64 {
-    let writer = broker.writer(topic);
-    let mut count = 0;
-    while !stop.load(Ordering::Relaxed) {
-        for _ in 0..40 {
-            writer.send(&orders::order(count));
-            count += 1;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    writer.flush();
-    count
-}
 
 /// Waits until this process writes records.
 fn wait_busy(weir: &mut Weir, pipeline: &str) {
@@ -104,12 +89,4 @@ fn processes_that_join_and_leave_in_peace_repeat_nothing() {
     });
     let records = broker.consume_all_committed(&sink);
     assert_eq!(orders::assert_at_least(&records, count), 0);
-}
-
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -41,6 +41,7 @@ exit "$code"
 pub(crate) struct Home {
     folder: PathBuf,
     variables: Vec<(String, String)>,
+    wrapper: Vec<String>,
     started: AtomicU32,
 }
 
@@ -51,12 +52,18 @@ impl Home {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = install::target_dir().join("tmp").join(format!("weir-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).expect("the target folder can be written");
-        Self { folder, variables: Vec::new(), started: AtomicU32::new(0) }
+        Self { folder, variables: Vec::new(), wrapper: Vec::new(), started: AtomicU32::new(0) }
     }
 
     /// Sets a variable for all processes of this home.
     pub(crate) fn set(&mut self, name: &str, value: &str) -> &mut Self {
         self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Puts these words before the command of each process that is started. What they run must keep the process's id.
+    pub(crate) fn wrap(&mut self, words: Vec<String>) -> &mut Self {
+        self.wrapper = words;
         self
     }
 
@@ -70,6 +77,11 @@ impl Home {
         let path = self.path(name);
         fs::write(&path, text).expect("the target folder can be written");
         path
+    }
+
+    /// Leaves it where it is.
+    pub(crate) fn keep(self) {
+        std::mem::forget(self);
     }
 
     /// Runs a command of the binary to its end.
@@ -87,11 +99,20 @@ impl Home {
 
     /// Starts `weir run` on a file of this home with some more variables set.
     pub(crate) fn start_with(&self, file: &str, variables: &[(&str, &str)]) -> Weir {
+        self.launch(&["run", file], variables)
+    }
+
+    /// Starts any command of the binary, to be looked after while it runs.
+    pub(crate) fn start_command(&self, arguments: &[&str]) -> Weir {
+        self.launch(arguments, &[])
+    }
+
+    fn launch(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Weir {
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let admin = format!("127.0.0.1:{}", free_port());
         let log = self.path(&format!("log-{number}.txt"));
         let mut command = Command::new("sh");
-        command.args(["-c", KEEPER, "sh"]).arg(&log).args([WEIR, "run", file]);
+        command.args(["-c", KEEPER, "sh"]).arg(&log).args(&self.wrapper).arg(WEIR).args(arguments);
         // The keeper itself has nothing to say; the shell would tell of each kill.
         command.current_dir(&self.folder).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         // A Ctrl-C in the terminal reaches the test; the keeper then ends the process.

@@ -37,6 +37,8 @@ struct Progress {
     pulled: Option<i64>,
     /// What the group has committed.
     committed: Option<i64>,
+    /// It was positioned since its lag was last looked at, so that what librdkafka tells of it may be older.
+    repositioned: bool,
 }
 
 impl<Q> Held<Q> {
@@ -69,8 +71,15 @@ impl<Q> Held<Q> {
         self.progress().stalled = true;
     }
 
+    /// Whether all that was yielded is committed, and was not just positioned anew. Asked once for each look at the lag.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        let mut progress = self.progress();
+        let positioned = std::mem::take(&mut progress.repositioned);
+        !positioned && progress.pulled.is_none_or(|pulled| progress.committed == Some(pulled))
+    }
+
     /// Where reading goes on after a rewind.
-    fn resume(&self) -> i64 {
+    pub(crate) fn resume(&self) -> i64 {
         self.progress().committed.unwrap_or(self.start)
     }
 }
@@ -124,7 +133,7 @@ impl<Q> Assignment<Q> {
 
     /// Takes a partition on. `committed` is what the group has for it.
     pub(crate) fn grant(&mut self, origin: Arc<Partition>, queue: Q, start: i64, committed: Option<i64>) {
-        let progress = Mutex::new(Progress { committed, ..Progress::default() });
+        let progress = Mutex::new(Progress { committed, repositioned: true, ..Progress::default() });
         let held = Held { origin: Arc::clone(&origin), queue, start, progress };
         self.held.insert(origin, Arc::new(held));
         self.changes += 1;
@@ -179,6 +188,7 @@ impl<Q> Assignment<Q> {
             let mut progress = held.progress();
             progress.moved = false;
             progress.stalled = false;
+            progress.repositioned = true;
         }
     }
 
@@ -236,11 +246,6 @@ impl<Q> Assignment<Q> {
                 left.committed = Some(offset);
             }
         }
-    }
-
-    /// What the group has committed of a partition, or where it was started.
-    pub(crate) fn floor(&self, partition: &Partition) -> Option<i64> {
-        self.held.get(partition).map(|held| held.resume())
     }
 }
 

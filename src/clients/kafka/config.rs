@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
@@ -19,6 +20,9 @@ use crate::component::{CheckContext, Problem, Spanned};
 
 /// The value of `brokers` that names the cluster inside this process.
 pub(crate) const EMBEDDED: &str = "embedded";
+
+/// After how long the broker aborts a transaction, unless the options say otherwise.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest name of a topic, a group or an instance that Kafka takes.
 const NAME_LIMIT: usize = 249;
@@ -120,11 +124,15 @@ pub enum StartAt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// Every broker speaks it. Partitions move one by one, and a process that restarts keeps its own.
+    /// Every broker speaks it. Partitions move one by one while the others are read on, and a process that restarts within
+    /// ten seconds keeps its own.
     #[default]
     Classic,
-    /// Brokers from 4.0 on: the broker itself assigns the partitions. A process that was killed is let in again only when
-    /// its session has timed out.
+    /// As `classic`, but whenever a process joins or leaves, all of them give all partitions up and share them out anew.
+    /// For a group that has members which know no other way, such as old clients during a migration.
+    ClassicEager,
+    /// Brokers from 4.0 on: the broker itself assigns the partitions, and its own settings say how long a session lasts.
+    /// A process that was killed is let in again only when its session has timed out (45 s by the broker's default).
     Consumer,
 }
 
@@ -363,6 +371,17 @@ impl Connection {
         self.options.get(name).map(|OptionValue(value)| value.as_str())
     }
 
+    /// After how long the broker aborts a transaction that is still open.
+    pub(crate) fn transaction_timeout(&self) -> Duration {
+        let millis = self.option("transaction.timeout.ms").and_then(|text| text.parse().ok());
+        millis.map_or(TRANSACTION_TIMEOUT, Duration::from_millis)
+    }
+
+    /// Whether both name the same brokers.
+    pub(crate) fn has_brokers_of(&self, other: &Self) -> bool {
+        self.brokers == other.brokers
+    }
+
     /// Two connections with the same identity can share a client.
     pub(crate) fn identity(&self) -> ConnectionId {
         ConnectionId(self.brokers.clone(), self.settings.clone(), self.options.clone())
@@ -372,6 +391,11 @@ impl Connection {
 /// What makes two connections the same.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ConnectionId(String, BTreeMap<String, OptionValue>, BTreeMap<String, OptionValue>);
+
+/// Where topics are, for who compares what is read with what is written.
+pub(crate) fn system(brokers: &str) -> String {
+    format!("kafka at {brokers}")
+}
 
 /// Whether Kafka takes this name for a topic.
 pub(crate) fn is_topic_name(name: &str) -> bool {

@@ -8,9 +8,12 @@
 //! it waits, because the commit that it waits for takes the same lock on another thread.
 
 mod decide;
+mod discovery;
+mod judge;
 mod offsets;
 mod reader;
 mod rebalance;
+mod settings;
 mod statistics;
 
 use std::collections::BTreeMap;
@@ -30,19 +33,19 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::Notify;
 
 use super::assignment::{Assignment, BEGINNING, Rewind};
-use super::config::{Connection, Protocol, StartAt};
+use super::config::Connection;
 use super::embedded;
 use super::lineage::Lineage;
 use super::log::Seldom;
 use super::raw::{GroupMetadata, PartitionQueue};
+use discovery::Found;
 use offsets::{Committed, committed, committed_offsets, offset_list};
 pub(crate) use reader::{Reader, Stop};
+pub(crate) use settings::GroupSettings;
 
 use crate::component::{EpochRequests, SourceError};
 use crate::delivery::{CommitPositions, Decision, Mark, Positions};
-use crate::observe::StageMetrics;
 use crate::record::Partition;
-use crate::runtime::Runtime;
 
 /// How long a revoke waits for the epoch to close.
 const REVOKE_LIMIT: Duration = Duration::from_secs(5);
@@ -59,23 +62,6 @@ const BATCH_BYTES: usize = 1 << 20;
 /// and this many records.
 const BATCH_RECORDS: usize = 1000;
 
-/// What a membership is made with.
-#[derive(Debug, Clone)]
-pub(crate) struct GroupSettings {
-    pub(crate) connection: Connection,
-    pub(crate) source: Arc<str>,
-    pub(crate) group: String,
-    pub(crate) topics: Vec<String>,
-    pub(crate) start_at: StartAt,
-    pub(crate) protocol: Protocol,
-    /// Who this member is, over its restarts.
-    pub(crate) instance: String,
-    pub(crate) transactional: bool,
-    pub(crate) memory: u64,
-    pub(crate) metrics: StageMetrics,
-    pub(crate) runtime: Runtime,
-}
-
 type Queue = PartitionQueue<Context>;
 type Client = BaseConsumer<Context>;
 
@@ -88,8 +74,9 @@ pub(crate) struct GroupConsumer {
     running: Mutex<Option<Running>>,
     runs: AtomicU64,
     starting: Mutex<()>,
-    /// Held by a commit that must not meet a rebalance, and by a rebalance while partitions are given up.
-    gate: Mutex<()>,
+    /// Held while partitions change hands, and while offsets are on their way: the broker checks who sends an offset, and
+    /// never whether the partition is still ours.
+    moves: Mutex<()>,
     /// Held by a decision for as long as it takes.
     deciding: Mutex<()>,
     /// Grows when somebody asks what was decided.
@@ -106,6 +93,7 @@ struct State {
     fault: Option<SourceError>,
     /// The client met an error that it does not survive.
     dead: bool,
+    found: Found,
 }
 
 struct Running {
@@ -166,7 +154,7 @@ impl GroupConsumer {
             running: Mutex::default(),
             runs: AtomicU64::new(0),
             starting: Mutex::default(),
-            gate: Mutex::default(),
+            moves: Mutex::default(),
             deciding: Mutex::default(),
             decisions: AtomicU64::new(0),
         }
@@ -180,6 +168,17 @@ impl GroupConsumer {
     /// The number of the next run. Whatever an earlier run still does in the background ends there.
     pub(crate) fn next_run(&self) -> u64 {
         self.runs.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// A run is over: nothing more is read, and nobody closes its epoch.
+    pub(crate) fn end_run(&self, run: u64) {
+        if self.runs.load(Ordering::Acquire) == run {
+            self.state().epochs = None;
+        }
+    }
+
+    fn moves(&self) -> MutexGuard<'_, ()> {
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -226,7 +225,7 @@ impl GroupConsumer {
                 Ok(())
             }
             Some(client) => self
-                .reposition(&client, &rewinds)
+                .reposition(&client, rewinds)
                 .map_err(|error| SourceError::Retry(format!("cannot go back to the committed offsets: {error}"))),
         }
     }
@@ -247,15 +246,16 @@ impl GroupConsumer {
     fn join(self: &Arc<Self>) -> Result<(), String> {
         let settings = &self.settings;
         if settings.connection.is_embedded() {
-            settings.topics.iter().try_for_each(|topic| embedded::create_topic(topic))?;
+            settings.topics.names().iter().try_for_each(|topic| embedded::create_topic(topic))?;
         }
         let config = settings.client_config()?;
         let context = Context { group: Arc::clone(self), client: OnceLock::new(), closing: AtomicBool::new(false) };
         let client: Arc<Client> = Arc::new(config.create_with_context(context).map_err(|error| error.to_string())?);
         // It is set once, here.
         let _ = client.context().client.set(Arc::downgrade(&client));
-        let topics: Vec<&str> = settings.topics.iter().map(String::as_str).collect();
-        client.subscribe(&topics).map_err(|error| error.to_string())?;
+        // What a former client had subscribed to is subscribed to again; what started once does not start anew.
+        self.state().found.forget_subscription();
+        self.subscribe(&client)?;
         let polled = Arc::clone(&client);
         let thread = std::thread::Builder::new()
             .name("kafka-consumer".to_owned())
@@ -277,10 +277,15 @@ impl GroupConsumer {
         }
     }
 
-    fn reposition(&self, client: &Client, rewinds: &[Rewind<Queue>]) -> KafkaResult<()> {
+    fn reposition(&self, client: &Client, mut rewinds: Vec<Rewind<Queue>>) -> KafkaResult<()> {
+        // A partition that was taken away since must not be taken on again.
+        let _still = self.moves();
+        rewinds.retain(|Rewind { held, .. }| {
+            self.state().assignment.get(&held.origin).is_some_and(|current| Arc::ptr_eq(current, held))
+        });
         let mut seeks = TopicPartitionList::new();
         let mut stalled = TopicPartitionList::new();
-        for Rewind { held, to, stalled: is_stalled } in rewinds {
+        for Rewind { held, to, stalled: is_stalled } in &rewinds {
             let list = if *is_stalled { &mut stalled } else { &mut seeks };
             list.add_partition_offset(&held.origin.topic, held.origin.number, Offset::from_raw(*to))?;
         }
@@ -300,8 +305,12 @@ impl GroupConsumer {
         }
         if stalled.count() > 0 {
             // Only a new assignment makes librdkafka fetch again.
-            client.incremental_unassign(&stalled)?;
-            client.incremental_assign(&stalled)?;
+            if self.settings.is_incremental() {
+                client.incremental_unassign(&stalled)?;
+                client.incremental_assign(&stalled)?;
+            } else {
+                client.assign(&self.whole_assignment()?)?;
+            }
         }
         let mut state = self.state();
         for Rewind { held, .. } in rewinds {
@@ -311,46 +320,14 @@ impl GroupConsumer {
         Ok(())
     }
 
-    // Rebalances, on the polling thread.
-
-    /// Judges an error of the main queue. Returns whether the client survives it.
-    fn judge(&self, error: &KafkaError) -> bool {
-        let settings = &self.settings;
-        if let KafkaError::MessageConsumptionFatal(code) = error {
-            let fault = if *code == Code::FencedInstanceId {
-                let (group, instance) = (&settings.group, &settings.instance);
-                SourceError::Fatal(format!(
-                    "another process has joined group `{group}` as `{instance}`: each needs an identity of its own"
-                ))
-            } else {
-                SourceError::Retry(format!("the consumer of group `{}` failed: {error}", settings.group))
-            };
-            self.state().dead = true;
-            self.fault(fault);
-            return false;
+    /// Everything that is held, from where it goes on after a rewind.
+    fn whole_assignment(&self) -> KafkaResult<TopicPartitionList> {
+        let state = self.state();
+        let mut all = TopicPartitionList::new();
+        for held in state.assignment.held() {
+            all.add_partition_offset(&held.origin.topic, held.origin.number, Offset::from_raw(held.resume()))?;
         }
-        let code = error.rdkafka_error_code().unwrap_or(Code::Unknown);
-        match code {
-            Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::ClusterAuthorizationFailed => {
-                settings.metrics.error("authorization");
-                self.fault(SourceError::Fatal(format!("not allowed to read: {error}")));
-            }
-            Code::UnknownTopicOrPartition | Code::UnknownTopic => {
-                settings.metrics.error("topic_missing");
-                if self.seldom.now("topic missing") {
-                    let topics = settings.topics.join("`, `");
-                    tracing::warn!(component = %settings.source, "waiting for a topic that does not exist yet (of `{topics}`)");
-                }
-            }
-            _ => {
-                settings.metrics.error("client");
-                let text = error.to_string();
-                if self.seldom.now(&text) {
-                    tracing::warn!(component = %settings.source, "{text}");
-                }
-            }
-        }
-        true
+        Ok(all)
     }
 
     // Commits, on any thread that may block.
@@ -360,13 +337,21 @@ impl GroupConsumer {
         let clock = self.settings.runtime.clock();
         let started = clock.now();
         loop {
+            let still = self.moves();
             let offsets = self.state().assignment.committable(positions);
             if offsets.is_empty() {
                 return Ok(());
             }
             let client = self.client().ok_or("the consumer is closed")?;
             let list = offset_list(&offsets).map_err(|error| error.to_string())?;
-            match client.commit(&list, CommitMode::Sync) {
+            let committed = if GroupMetadata::of(&client).is_some() {
+                client.commit(&list, CommitMode::Sync)
+            } else {
+                // An offset of nobody would be taken by a group that has become empty, whoever had read it.
+                Err(KafkaError::ConsumerCommit(Code::RebalanceInProgress))
+            };
+            drop(still);
+            match committed {
                 Ok(()) => {
                     self.note_committed(&offsets);
                     return Ok(());
@@ -423,30 +408,18 @@ impl GroupConsumer {
         Ok(offsets.into_iter().collect())
     }
 
-    /// The identity of the cluster; `None` if it has none, or does not answer in time.
-    pub(crate) fn cluster_id(&self) -> Option<String> {
-        self.client()?.client().fetch_cluster_id(REQUEST)
+    /// How to reach the cluster.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.settings.connection
     }
 
-    /// Says in words which records are gone. Blocks.
-    pub(crate) fn describe_gap(&self, partition: &Partition, offset: i64) -> SourceError {
-        let bounds =
-            self.client().and_then(|client| client.fetch_watermarks(&partition.topic, partition.number, REQUEST).ok());
-        let gap = match bounds {
-            Some((oldest, _)) if offset >= 0 && offset < oldest => format!(
-                "the oldest record now has offset {oldest}, so the {} records from {offset} on were deleted unread",
-                oldest - offset
-            ),
-            Some((_, newest)) if offset > newest => {
-                format!("the partition ends at {newest}: the topic was deleted and created again, or has lost records")
-            }
-            _ => "the broker does not have it".to_owned(),
-        };
-        SourceError::Fatal(format!(
-            "partition {partition} cannot be read from offset {offset}: {gap}; decide where group `{}` goes on, and set \
-             its offset there",
-            self.settings.group
-        ))
+    /// The identity of the cluster, also before the group is joined; `None` if the cluster does not answer in time. Blocks.
+    pub(crate) fn ask_cluster_id(&self) -> Option<String> {
+        if let Some(client) = self.client() {
+            return client.client().fetch_cluster_id(REQUEST);
+        }
+        let client: BaseConsumer = self.settings.connection.client_config(&[], &[]).ok()?.create().ok()?;
+        client.client().fetch_cluster_id(REQUEST)
     }
 }
 
@@ -457,57 +430,16 @@ pub(crate) struct GroupOffsets {
     pub(crate) metadata: GroupMetadata,
 }
 
-impl GroupSettings {
-    fn client_config(&self) -> Result<rdkafka::ClientConfig, String> {
-        // Queues are per partition; a message in one costs a few hundred bytes beside its content.
-        let queue_kib = (self.memory / 32 / 1024).clamp(256, 2048);
-        let defaults = [
-            ("queued.max.messages.kbytes", queue_kib.to_string()),
-            // The next request is under way while the records of the last one are worked on.
-            ("queued.min.messages", (queue_kib * 4).to_string()),
-            ("fetch.max.bytes", (self.memory / 16).clamp(1 << 20, 8 << 20).to_string()),
-            // A full queue is looked at again after this time; the default of a second would stall a fast reader.
-            ("fetch.queue.backoff.ms", "5".to_owned()),
-            // One request at a time is under way to a broker, and a partition whose queue is full is not in it. Where the
-            // others have nothing new, the full one waits for that request; the default of 500 ms would let a single busy
-            // partition stand still for most of the time.
-            ("fetch.wait.max.ms", "20".to_owned()),
-            // A topic that does not exist yet is found within this time.
-            ("topic.metadata.refresh.interval.ms", "5000".to_owned()),
-            ("statistics.interval.ms", "5000".to_owned()),
-        ];
-        let mut fixed = vec![
-            ("group.id", self.group.clone()),
-            ("group.instance.id", self.instance.clone()),
-            ("enable.auto.commit", "false".to_owned()),
-            ("enable.auto.offset.store", "false".to_owned()),
-            ("auto.offset.reset", "error".to_owned()),
-            ("isolation.level", "read_committed".to_owned()),
-            ("enable.partition.eof", "false".to_owned()),
-            ("allow.auto.create.topics", "false".to_owned()),
-        ];
-        let mut defaults = defaults.to_vec();
-        match self.protocol {
-            Protocol::Classic => {
-                fixed.push(("partition.assignment.strategy", "cooperative-sticky".to_owned()));
-                defaults.push(("session.timeout.ms", "10000".to_owned()));
-            }
-            Protocol::Consumer => fixed.push(("group.protocol", "consumer".to_owned())),
-        }
-        self.connection.client_config(&defaults, &fixed)
-    }
-}
-
 fn keep_polling(client: &Client) {
     let group = &client.context().group;
-    while !client.context().is_closing() {
+    while !client.context().is_closing() && group.look_for_topics(client) {
         match client.poll(POLL) {
             None => {}
             Some(Ok(_)) => {
                 // All partitions are split off before they are assigned. Better to go back than to lose a record.
                 group.fault(SourceError::Retry("a record came on the consumer's main queue".to_owned()));
             }
-            Some(Err(error)) if group.judge(&error) => {}
+            Some(Err(error)) if group.judge(client, &error) => {}
             Some(Err(_)) => break,
         }
     }
@@ -606,8 +538,7 @@ pub(crate) mod tests {
         let held = group.state().assignment.held().count();
         client.unsubscribe();
         wait_for(0);
-        let topics: Vec<&str> = group.settings.topics.iter().map(String::as_str).collect();
-        client.subscribe(&topics).unwrap();
+        group.subscribe(&client).unwrap();
         wait_for(held);
     }
 
@@ -620,6 +551,6 @@ pub(crate) mod tests {
 
     /// Where a new run would go on.
     pub(crate) fn noted(group: &GroupConsumer, partition: &Partition) -> Option<i64> {
-        group.state().assignment.floor(partition)
+        group.state().assignment.get(partition).map(|held| held.resume())
     }
 }

@@ -19,6 +19,12 @@ const BATCH_OVERHEAD: usize = 61;
 const RECORD_OVERHEAD: usize = 40;
 /// and a header to its name and value.
 const HEADER_OVERHEAD: usize = 10;
+/// The largest batch that is sent, unless a topic takes less.
+const BATCH_BYTES: usize = 1_000_000;
+/// After a refusal batches are this many times smaller. Each step costs a rewind.
+const CUT: usize = 4;
+/// Below this a batch is one record.
+const SMALLEST_BATCH: usize = 1024;
 /// The limit of a topic that nobody changed, and librdkafka's own.
 const DEFAULT_BYTES: usize = 1_000_000;
 
@@ -45,14 +51,83 @@ impl Limits {
         if self.compacted && key.is_none() {
             return Some("the topic is compacted, so a record needs a key, and this one has none".to_owned());
         }
-        let content = value.map_or(0, <[u8]>::len) + key.map_or(0, <[u8]>::len);
         // Two numbers that are nearly always far apart; headers are walked only if they could matter.
-        let bytes = BATCH_OVERHEAD + RECORD_OVERHEAD + content + headers.encoded().len();
+        let bytes = size(value, key, headers);
         if bytes <= self.batch_bytes {
             return None;
         }
         let bytes = bytes + headers.count() * HEADER_OVERHEAD;
         Some(format!("the record takes {bytes} bytes, and the topic takes at most {} bytes", self.batch_bytes))
+    }
+}
+
+/// What a record takes in a batch, but for what each header adds.
+pub(crate) fn size(value: Option<&[u8]>, key: Option<&[u8]>, headers: Headers<'_>) -> usize {
+    let content = value.map_or(0, <[u8]>::len) + key.map_or(0, <[u8]>::len);
+    BATCH_OVERHEAD + RECORD_OVERHEAD + content + headers.encoded().len()
+}
+
+/// What the topics of a producer take: as the broker told, or as its refusals taught where it may not be asked.
+#[derive(Debug, Default)]
+pub(crate) struct TopicLimits {
+    topics: BTreeMap<String, Limits>,
+    /// The largest batch that is still sent, once a larger one was refused.
+    cap: Option<usize>,
+}
+
+impl TopicLimits {
+    /// A topic will be written.
+    pub(crate) fn announce(&mut self, topic: &str) {
+        self.topics.entry(topic.to_owned()).or_default();
+    }
+
+    /// Whether a topic was announced.
+    pub(crate) fn has(&self, topic: &str) -> bool {
+        self.topics.contains_key(topic)
+    }
+
+    /// The topics.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.topics.keys().cloned().collect()
+    }
+
+    /// What a topic takes, as far as it is known.
+    pub(crate) fn of(&self, topic: &str) -> Limits {
+        self.topics.get(topic).copied().unwrap_or_default()
+    }
+
+    /// The broker has told. What was learned before is not needed any more.
+    pub(crate) fn told(&mut self, described: BTreeMap<String, Limits>) {
+        self.topics.extend(described);
+        if self.topics.values().all(|limits| limits.known) {
+            self.cap = None;
+        }
+    }
+
+    /// The largest batch that any topic takes.
+    pub(crate) fn largest(&self) -> usize {
+        self.topics.values().map(|limits| limits.batch_bytes).max().unwrap_or(BATCH_BYTES)
+    }
+
+    /// The largest batch that every topic takes.
+    pub(crate) fn smallest(&self) -> usize {
+        let limits = self.topics.values().map(|limits| limits.batch_bytes);
+        limits.chain(self.cap).min().unwrap_or(BATCH_BYTES).min(BATCH_BYTES)
+    }
+
+    /// Learns from a refusal of a record of this size, sent while batches had at most `batch_bytes`. Returns whether the
+    /// record itself is too large: it was, if no other had room beside it. Else the next batches are smaller, until either
+    /// the topic takes them or the record is alone.
+    pub(crate) fn refused(&mut self, topic: &str, size: usize, batch_bytes: usize) -> bool {
+        let is_alone = size >= batch_bytes;
+        if is_alone {
+            let limits = self.topics.entry(topic.to_owned()).or_default();
+            limits.batch_bytes = limits.batch_bytes.min(size - 1);
+        } else {
+            let smaller = if batch_bytes / CUT < SMALLEST_BATCH { 1 } else { batch_bytes / CUT };
+            self.cap = Some(self.cap.map_or(smaller, |cap| cap.min(smaller)));
+        }
+        is_alone
     }
 }
 
@@ -113,6 +188,34 @@ mod tests {
         let mut headers = HeadersBuilder::default();
         headers.push(b"trace", Some(&[0; 200]));
         assert!(limits.refusal(Some(&[0; 800]), None, Headers::decode(headers.encoded())).is_some());
+    }
+
+    #[test]
+    fn rule_14_a_refusal_teaches_what_the_broker_would_not_tell() {
+        // The topic takes 20 kB, and a record of 100 kB comes, again and again.
+        let mut limits = TopicLimits::default();
+        limits.announce("small");
+        let mut rewinds = 0;
+        while !limits.refused("small", 100_000, limits.smallest()) {
+            rewinds += 1;
+        }
+        assert_eq!(rewinds, 2, "it is alone soon");
+        let headers = Headers::decode(&[]);
+        let value = vec![0; 100_000 - BATCH_OVERHEAD - RECORD_OVERHEAD];
+        assert!(limits.of("small").refusal(Some(&value), None, headers).is_some(), "it is not sent again");
+        assert_eq!(limits.of("small").refusal(Some(&value[1..]), None, headers), None, "nothing more is refused");
+        // Batches of small records are too large all the same, until they are small.
+        while limits.smallest() > 20_000 {
+            let smallest = limits.smallest();
+            assert!(!limits.refused("small", 300, smallest));
+            assert!(limits.smallest() < smallest);
+        }
+        // Once the broker tells, that holds.
+        limits.told(BTreeMap::from([(
+            "small".to_owned(),
+            Limits { batch_bytes: 30_000, compacted: false, known: true },
+        )]));
+        assert_eq!((limits.smallest(), limits.largest()), (30_000, 30_000));
     }
 
     #[test]

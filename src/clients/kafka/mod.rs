@@ -3,17 +3,20 @@
 //! A pipeline has one group membership per source ([`consumer`]), one producer per cluster ([`producer`]), and, if it is
 //! transactional, one [`transaction`]. They outlive runs: a rewind repositions them in place.
 
-mod assignment;
+pub(crate) mod assignment;
 pub mod config;
 pub(crate) mod consumer;
 pub(crate) mod embedded;
+mod errors;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub(crate) mod letters;
 pub(crate) mod limits;
 pub(crate) mod lineage;
 mod log;
 pub(crate) mod producer;
 pub(crate) mod raw;
+pub(crate) mod topics;
 pub(crate) mod transaction;
 
 use std::collections::BTreeMap;
@@ -41,6 +44,12 @@ impl PipelineClients {
     pub(crate) fn producer(&self, id: ConnectionId, make: impl FnOnce() -> SharedProducer) -> Arc<SharedProducer> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(inner.producers.entry(id).or_insert_with(|| Arc::new(make())))
+    }
+
+    /// The producers that write a topic of this name, each in its own cluster.
+    pub(crate) fn writers_of(&self, topic: &str) -> Vec<Arc<SharedProducer>> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.producers.values().filter(|producer| producer.writes(topic)).map(Arc::clone).collect()
     }
 
     /// The pipeline's transaction over a producer.
@@ -77,6 +86,11 @@ impl PipelineGroups {
 
     pub(crate) fn get(&self, source: &str) -> Option<Arc<GroupConsumer>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner).get(source).cloned()
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Arc<GroupConsumer>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// The first source's group: part of the identity of the pipeline's transactions.

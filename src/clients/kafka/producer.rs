@@ -3,7 +3,6 @@
 //! The unit of accounting is the batch: one slot, one answer. librdkafka carries a number with each record, made of the
 //! slot and the record's index, and gives it back with the record's fate. One thread polls these fates.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,9 +16,10 @@ use tokio::sync::{Notify, oneshot};
 
 use super::config::Connection;
 use super::embedded;
-use super::limits::{self, Limits};
+use super::errors::{Verdict, verdict};
+use super::limits::{self, Limits, TopicLimits};
 use super::log::Seldom;
-use super::raw::{self, Outgoing, ProducerEvent};
+use super::raw::{self, Delivery, Outgoing, ProducerEvent};
 use crate::clock::Instant;
 use crate::component::{Refusal, Settled, SinkError};
 use crate::runtime::Runtime;
@@ -28,10 +28,6 @@ use crate::runtime::Runtime;
 const POLL: Duration = Duration::from_millis(100);
 /// How long one request to the broker may take before it is tried again.
 const REQUEST: Duration = Duration::from_secs(5);
-/// The largest batch that is sent, unless a topic takes less.
-const BATCH_BYTES: usize = 1_000_000;
-/// A transaction that has been open for so long is aborted by the broker.
-pub(crate) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a producer is made with.
 #[derive(Debug, Clone)]
@@ -47,7 +43,9 @@ pub(crate) struct ProducerSettings {
 pub(crate) struct SharedProducer {
     settings: ProducerSettings,
     seldom: Arc<Seldom>,
-    topics: Mutex<BTreeMap<String, Limits>>,
+    topics: Arc<Mutex<TopicLimits>>,
+    /// The broker has refused a write for want of a right. From then on it is asked before a run begins to write.
+    denied: Arc<AtomicBool>,
     asked: Mutex<Option<Instant>>,
     asking: tokio::sync::Mutex<()>,
     live: Mutex<Option<Arc<Live>>>,
@@ -68,7 +66,8 @@ impl SharedProducer {
         Self {
             seldom: Arc::new(Seldom::new(settings.runtime.clock())),
             settings,
-            topics: Mutex::default(),
+            topics: Arc::default(),
+            denied: Arc::default(),
             asked: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
             live: Mutex::default(),
@@ -81,12 +80,17 @@ impl SharedProducer {
 
     /// Announces a topic that will be written, so that its limits are known when the client is made.
     pub(crate) fn announce(&self, topic: &str) {
-        lock(&self.topics).entry(topic.to_owned()).or_default();
+        lock(&self.topics).announce(topic);
+    }
+
+    /// Whether a topic was announced.
+    pub(crate) fn writes(&self, topic: &str) -> bool {
+        lock(&self.topics).has(topic)
     }
 
     /// What a topic takes, as far as it is known.
     pub(crate) fn limits(&self, topic: &str) -> Limits {
-        lock(&self.topics).get(topic).copied().unwrap_or_default()
+        lock(&self.topics).of(topic)
     }
 
     /// Asks for the limits of all topics, unless the answer is younger than `max_age`.
@@ -97,12 +101,11 @@ impl SharedProducer {
         let _one_at_a_time = self.asking.lock().await;
         let now = self.settings.runtime.clock().now();
         let topics: Vec<String> = {
-            let topics = lock(&self.topics);
             let fresh = lock(&self.asked).is_some_and(|asked| now.duration_since(asked) < max_age);
             if fresh {
                 return;
             }
-            topics.keys().cloned().collect()
+            lock(&self.topics).names()
         };
         let described = match self.settings.connection.client_config(&[], &[]) {
             Ok(config) => limits::describe(&config, &topics, &self.settings.runtime).await,
@@ -110,13 +113,11 @@ impl SharedProducer {
         };
         *lock(&self.asked) = Some(self.settings.runtime.clock().now());
         match described {
-            Ok(described) => {
-                lock(&self.topics).extend(described);
-            }
+            Ok(described) => lock(&self.topics).told(described),
             Err(error) => {
                 let pipeline = &self.settings.pipeline;
                 if self.seldom.now("limits") {
-                    tracing::warn!(%pipeline, "cannot ask what the topics take, so a record may be too large for them: {error}");
+                    tracing::warn!(%pipeline, "cannot ask what the topics take, so their refusals have to teach it: {error}");
                 }
             }
         }
@@ -149,21 +150,20 @@ impl SharedProducer {
     }
 
     fn create(&self, transactional_id: Option<&str>) -> Result<Live, String> {
-        let largest = lock(&self.topics).values().map(|limits| limits.batch_bytes).max().unwrap_or(BATCH_BYTES);
+        let largest = lock(&self.topics).largest();
         let smallest = self.smallest_batch();
         let config = self.client_config(transactional_id, largest, smallest)?;
-        Live::start(&config, &self.settings, &self.seldom, smallest)
+        Live::start(&config, self, smallest)
     }
 
     /// The largest batch that every topic takes.
-    fn smallest_batch(&self) -> usize {
-        lock(&self.topics).values().map(|limits| limits.batch_bytes).min().unwrap_or(BATCH_BYTES).min(BATCH_BYTES)
+    pub(crate) fn smallest_batch(&self) -> usize {
+        lock(&self.topics).smallest()
     }
 
     /// How long a transaction may stay open.
     pub(crate) fn transaction_timeout(&self) -> Duration {
-        let millis = self.settings.connection.option("transaction.timeout.ms").and_then(|text| text.parse().ok());
-        millis.map_or(TRANSACTION_TIMEOUT, Duration::from_millis)
+        self.settings.connection.transaction_timeout()
     }
 
     fn client_config(
@@ -201,6 +201,15 @@ impl SharedProducer {
     /// Creates a topic of the embedded cluster.
     pub(crate) fn create_embedded_topic(&self, topic: &str) -> Result<(), String> {
         if self.settings.connection.is_embedded() { embedded::create_topic(topic) } else { Ok(()) }
+    }
+
+    /// Whether a topic may be written, if that was ever denied, or the denial would only show as a failed transaction. `None`
+    /// if there is no client, or the broker does not tell. Blocks.
+    pub(crate) fn may_write(&self, topic: &str) -> Option<bool> {
+        if !self.settings.transactional && !self.denied.load(Ordering::Acquire) {
+            return None;
+        }
+        self.current()?.raw.may_write(topic, REQUEST)
     }
 
     /// The identity of the cluster; `None` if it has none, or does not answer in time. Blocks.
@@ -245,6 +254,8 @@ struct Account {
     /// Woken when records were settled, for those that wait for room.
     room: Notify,
     failed: AtomicBool,
+    /// Why the brokers turn the client away, since they last did.
+    turned_away: Mutex<Option<String>>,
     stop: AtomicBool,
 }
 
@@ -260,8 +271,19 @@ struct Slots {
 struct Slot {
     remaining: usize,
     refused: Vec<Refusal>,
-    failure: Option<Code>,
+    failure: Option<SinkError>,
     answer: Option<oneshot::Sender<Result<Settled, SinkError>>>,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Fate {
+    /// All replicas have it.
+    Written,
+    /// The broker will never take it, for this reason.
+    Refused(String),
+    /// It was not written, or nobody knows.
+    Failed(Code),
 }
 
 impl Slots {
@@ -280,15 +302,18 @@ impl Slots {
     }
 
     /// Notes the fate of a record.
-    fn settle(&mut self, number: usize, failure: Option<Code>) {
+    fn settle(&mut self, number: usize, fate: Fate) {
         let (at, record) = (number >> 32, number & 0xffff_ffff);
         let Some(slot) = self.all.get_mut(at) else { return };
-        match failure {
-            None => {}
-            Some(code) if is_about_the_record(code) && !self.all_or_nothing => {
-                slot.refused.push(Refusal { record, error: format!("the broker refused the record: {code}") });
+        match fate {
+            Fate::Written => {}
+            Fate::Refused(error) if !self.all_or_nothing => slot.refused.push(Refusal { record, error }),
+            Fate::Refused(error) => {
+                slot.failure.get_or_insert(SinkError::Rewind(error));
             }
-            Some(code) => slot.failure = slot.failure.or(Some(code)),
+            Fate::Failed(code) => {
+                slot.failure.get_or_insert_with(|| failed(code));
+            }
         }
         self.discharge(at, 1);
     }
@@ -304,33 +329,27 @@ impl Slots {
         let mut refused = std::mem::take(&mut slot.refused);
         refused.sort_unstable_by_key(|refusal| refusal.record);
         // Nobody listens any more if the run was aborted.
-        let _ = answer.send(slot.failure.take().map_or(Ok(Settled { refused }), |code| Err(failed(code))));
+        let _ = answer.send(slot.failure.take().map_or(Ok(Settled { refused }), Err));
         self.free.push(u32::try_from(at).expect("an index of ours"));
     }
 }
 
-/// Whether the broker will never take this record, while it takes others.
-fn is_about_the_record(code: Code) -> bool {
-    matches!(code, Code::InvalidRecord | Code::InvalidTimestamp)
-}
-
 /// What to do about records that were not written.
 pub(crate) fn failed(code: Code) -> SinkError {
-    match code {
-        Code::TopicAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
-        | Code::TransactionalIdAuthorizationFailed => SinkError::Fatal(format!("not allowed to write: {code}")),
-        _ => SinkError::Rewind(format!("records were not written: {code}")),
+    match verdict(code) {
+        // The next run does not begin to write before the right is there.
+        Verdict::Denied => SinkError::Outage(format!("not allowed to write: {code}")),
+        Verdict::DeniedForGood => SinkError::Fatal(format!("not allowed to write: {code}")),
+        Verdict::Record | Verdict::Size | Verdict::Suspect => {
+            SinkError::Rewind(format!("records were not written: {code}"))
+        }
+        _ => SinkError::Outage(format!("records were not written: {code}")),
     }
 }
 
 impl Live {
-    fn start(
-        config: &rdkafka::ClientConfig,
-        settings: &ProducerSettings,
-        seldom: &Arc<Seldom>,
-        batch_bytes: usize,
-    ) -> Result<Self, String> {
+    fn start(config: &rdkafka::ClientConfig, shared: &SharedProducer, batch_bytes: usize) -> Result<Self, String> {
+        let settings = &shared.settings;
         let raw = Arc::new(raw::Producer::new(config, Context)?);
         let account = Arc::new(Account::default());
         lock(&account.slots).all_or_nothing = settings.transactional;
@@ -338,7 +357,10 @@ impl Live {
             raw: Arc::clone(&raw),
             account: Arc::clone(&account),
             pipeline: Arc::clone(&settings.pipeline),
-            seldom: Arc::clone(seldom),
+            seldom: Arc::clone(&shared.seldom),
+            topics: Arc::clone(&shared.topics),
+            denied: Arc::clone(&shared.denied),
+            batch_bytes,
         };
         let thread = std::thread::Builder::new()
             .name("kafka-producer".to_owned())
@@ -359,6 +381,21 @@ impl Live {
     /// Marks it as of no more use.
     pub(crate) fn set_failed(&self) {
         self.account.failed.store(true, Ordering::Release);
+    }
+
+    /// The largest batch that it sends.
+    pub(crate) fn batch_bytes(&self) -> usize {
+        self.batch_bytes
+    }
+
+    /// Why the brokers turn this client away, if they did and have not answered since.
+    pub(crate) fn turned_away(&self) -> Option<String> {
+        lock(&self.account.turned_away).clone()
+    }
+
+    /// The brokers have answered.
+    pub(crate) fn is_let_in(&self) {
+        *lock(&self.account.turned_away) = None;
     }
 
     /// Opens an account for a batch of so many records.
@@ -445,6 +482,9 @@ struct Polling {
     account: Arc<Account>,
     pipeline: Arc<str>,
     seldom: Arc<Seldom>,
+    topics: Arc<Mutex<TopicLimits>>,
+    denied: Arc<AtomicBool>,
+    batch_bytes: usize,
 }
 
 impl Polling {
@@ -460,11 +500,9 @@ impl Polling {
         match event {
             ProducerEvent::Deliveries(deliveries) => {
                 let mut slots = lock(&self.account.slots);
-                for (number, failure) in deliveries {
-                    if failure == Some(Code::Fatal) {
-                        self.account.failed.store(true, Ordering::Release);
-                    }
-                    slots.settle(number, failure);
+                for delivery in deliveries {
+                    let fate = delivery.failure.map_or(Fate::Written, |code| self.fate(code, &delivery));
+                    slots.settle(delivery.number, fate);
                 }
             }
             ProducerEvent::Error(Code::Fatal, text) => {
@@ -472,12 +510,34 @@ impl Polling {
                 tracing::warn!(pipeline = %self.pipeline, "the producer failed and will be replaced: {text}");
             }
             ProducerEvent::Error(code, text) => {
+                if verdict(code) == Verdict::Denied {
+                    *lock(&self.account.turned_away) = Some(text.clone());
+                }
                 if self.seldom.now(&code.to_string()) {
                     tracing::warn!(pipeline = %self.pipeline, "{text}");
                 }
             }
             ProducerEvent::Log(level, text) => self.seldom.line(&self.pipeline, level, &text),
         }
+    }
+}
+
+impl Polling {
+    /// What became of a record that was not written.
+    fn fate(&self, code: Code, delivery: &Delivery<'_>) -> Fate {
+        match verdict(code) {
+            Verdict::Record => return Fate::Refused(format!("the broker refused the record: {code}")),
+            Verdict::Size => {
+                let size = delivery.size();
+                if lock(&self.topics).refused(&delivery.topic(), size, self.batch_bytes) {
+                    return Fate::Refused(format!("the broker refused the record: {code}; it takes {size} bytes"));
+                }
+            }
+            Verdict::Denied => self.denied.store(true, Ordering::Release),
+            Verdict::Broken => self.account.failed.store(true, Ordering::Release),
+            _ => {}
+        }
+        Fate::Failed(code)
     }
 }
 
@@ -494,12 +554,12 @@ mod tests {
         let mut slots = Slots::default();
         let (first, mut answer) = slots.open(3);
         let (second, mut other) = slots.open(1);
-        slots.settle(number(first, 2), Some(Code::InvalidTimestamp));
-        slots.settle(number(second, 0), None);
+        slots.settle(number(first, 2), Fate::Refused("no".to_owned()));
+        slots.settle(number(second, 0), Fate::Written);
         assert_eq!(other.try_recv().unwrap(), Ok(Settled::all()));
-        slots.settle(number(first, 0), Some(Code::InvalidTimestamp));
+        slots.settle(number(first, 0), Fate::Refused("no".to_owned()));
         assert!(answer.try_recv().is_err(), "one is still under way");
-        slots.settle(number(first, 1), None);
+        slots.settle(number(first, 1), Fate::Written);
         let refused: Vec<_> =
             answer.try_recv().unwrap().unwrap().refused.iter().map(|refusal| refusal.record).collect();
         assert_eq!(refused, [0, 2]);
@@ -510,8 +570,8 @@ mod tests {
     fn in_a_transaction_what_one_record_is_refused_for_all_are() {
         let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
         let (slot, mut answer) = slots.open(2);
-        slots.settle(number(slot, 0), Some(Code::InvalidTimestamp));
-        slots.settle(number(slot, 1), None);
+        slots.settle(number(slot, 0), Fate::Refused("no".to_owned()));
+        slots.settle(number(slot, 1), Fate::Written);
         assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
     }
 
@@ -520,7 +580,7 @@ mod tests {
         let mut slots = Slots::default();
         let (slot, mut answer) = slots.open(5);
         slots.discharge(slot as usize, 4);
-        slots.settle(number(slot, 0), Some(Code::PurgeQueue));
-        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+        slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
+        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
     }
 }

@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "these calls have no safe form; each states why it is sound")]
 
+mod describe;
 mod mock;
 
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -27,6 +28,7 @@ use tokio::sync::Notify;
 
 pub(crate) use mock::MockBroker;
 
+use super::limits::size;
 use crate::record::{Header, Headers, HeadersBuilder};
 
 fn millis(duration: Duration) -> i32 {
@@ -305,10 +307,34 @@ unsafe fn outcome(error: *mut sys::rd_kafka_error_t) -> Result<(), TransactionEr
     }
 }
 
+/// The fate of a record.
+pub(crate) struct Delivery<'a> {
+    /// The number given when it was produced.
+    pub(crate) number: usize,
+    /// Why it failed, if it did.
+    pub(crate) failure: Option<RDKafkaErrorCode>,
+    message: Message<'a>,
+}
+
+impl Delivery<'_> {
+    /// The topic that it was sent to.
+    pub(crate) fn topic(&self) -> String {
+        // SAFETY: the message is alive, and keeps its topic, which keeps its name.
+        unsafe { text(sys::rd_kafka_topic_name(self.message.0.rkt)) }
+    }
+
+    /// What it takes in a batch.
+    pub(crate) fn size(&self) -> usize {
+        let mut headers = HeadersBuilder::default();
+        self.message.headers(&mut headers);
+        size(self.message.payload(), self.message.key(), Headers::decode(headers.encoded()))
+    }
+}
+
 /// One event of a producer's queue.
 pub(crate) enum ProducerEvent<'a> {
-    /// The fate of records, as (the number given when it was produced, why it failed).
-    Deliveries(&'a mut dyn Iterator<Item = (usize, Option<RDKafkaErrorCode>)>),
+    /// The fate of records.
+    Deliveries(&'a mut dyn Iterator<Item = Delivery<'a>>),
     /// Something is wrong with the client as a whole.
     Error(RDKafkaErrorCode, String),
     /// A log line: syslog level and text.
@@ -355,9 +381,8 @@ impl<C: ClientContext + 'static> Producer<C> {
             match sys::rd_kafka_event_type(event) {
                 sys::RD_KAFKA_EVENT_DR => {
                     let mut deliveries = std::iter::from_fn(|| {
-                        let message = sys::rd_kafka_event_message_next(event).as_ref()?;
-                        let failed = message.err != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
-                        Some((message._private.addr(), failed.then(|| message.err.into())))
+                        let message = Message(sys::rd_kafka_event_message_next(event).as_ref()?);
+                        Some(Delivery { number: message.0._private.addr(), failure: message.error(), message })
                     });
                     handle(ProducerEvent::Deliveries(&mut deliveries));
                 }

@@ -21,11 +21,12 @@ use tokio::sync::oneshot;
 
 use super::PipelineGroups;
 use super::consumer::{GroupConsumer, GroupOffsets};
+use super::errors::{Verdict, verdict};
 use super::producer::{Live, SharedProducer};
 use super::raw::TransactionError;
 use crate::clock::Instant;
 use crate::component::SinkError;
-use crate::delivery::{Committed, SourceOffsets, Transaction};
+use crate::delivery::{Committed, FenceError, SourceOffsets, Transaction};
 
 /// How long one call may block before it is made again.
 const CALL: Duration = Duration::from_secs(5);
@@ -52,7 +53,7 @@ struct Worker {
 }
 
 enum Job {
-    Fence(oneshot::Sender<Result<(), String>>),
+    Fence(oneshot::Sender<Result<(), FenceError>>),
     Commit(Vec<SourceOffsets>, oneshot::Sender<Committed>),
     Abort(oneshot::Sender<Result<(), String>>),
 }
@@ -64,6 +65,8 @@ struct Inner {
     phase: Mutex<Phase>,
     closing: AtomicBool,
     same_cluster: AtomicBool,
+    /// A transaction was open for so long that the broker may have ended it, and fenced this producer for it.
+    overdue: AtomicBool,
     fenced: Mutex<Option<Instant>>,
 }
 
@@ -98,6 +101,7 @@ impl KafkaTransaction {
             phase: Mutex::new(Phase::New),
             closing: AtomicBool::new(false),
             same_cluster: AtomicBool::new(false),
+            overdue: AtomicBool::new(false),
             fenced: Mutex::new(None),
         };
         Self { inner: Arc::new(inner), worker: Mutex::new(None) }
@@ -117,15 +121,15 @@ impl KafkaTransaction {
             Phase::Over(why) => Some(why.as_str()),
         };
         if let Some(why) = why {
-            return Err(SinkError::Rewind(why.to_owned()));
+            return Err(SinkError::Outage(why.to_owned()));
         }
-        let live = self.inner.producer.current().ok_or_else(|| SinkError::Rewind("there is no producer".to_owned()))?;
+        let live = self.inner.producer.current().ok_or_else(|| SinkError::Outage("there is no producer".to_owned()))?;
         if matches!(&*phase, Phase::Idle) {
             if let Err(error) = live.raw().begin_transaction() {
                 if error.fatal {
                     live.set_failed();
                 }
-                return Err(SinkError::Rewind(format!("cannot begin a transaction: {error}")));
+                return Err(SinkError::Outage(format!("cannot begin a transaction: {error}")));
             }
             *phase = Phase::Open { since: self.inner.now() };
         }
@@ -152,12 +156,12 @@ impl KafkaTransaction {
 const GONE: &str = "the thread of the transaction has failed";
 
 impl Transaction for KafkaTransaction {
-    fn fence(&self) -> BoxFuture<'_, Result<(), String>> {
+    fn fence(&self) -> BoxFuture<'_, Result<(), FenceError>> {
         Box::pin(async move {
             self.inner.producer.refresh_limits(LIMITS_AGE).await;
             let (done, answer) = oneshot::channel();
             self.submit(Job::Fence(done))?;
-            answer.await.unwrap_or_else(|_| Err(GONE.to_owned()))
+            answer.await.unwrap_or_else(|_| Err(GONE.to_owned().into()))
         })
     }
 
@@ -246,6 +250,7 @@ impl Inner {
         }
         *phase = Phase::Ending;
         drop(phase);
+        self.note_age(since);
         let why = format!(
             "the epoch did not close within {limit:?}, while the broker ends a transaction at {:?}",
             self.producer.transaction_timeout()
@@ -257,35 +262,56 @@ impl Inner {
         self.set(Phase::Over(why));
     }
 
-    fn fence(&self) -> Result<(), String> {
-        let before = std::mem::replace(&mut *self.phase(), Phase::Ending);
+    fn fence(&self) -> Result<(), FenceError> {
+        let before = self.take_phase();
         let result = self.try_fence(&before);
         self.set(match &result {
             Ok(()) => Phase::Idle,
             // The identity may not have been taken: the next try takes it.
             Err(_) => Phase::New,
         });
-        result
+        result.and_then(|()| self.check_clusters())
     }
 
-    fn try_fence(&self, before: &Phase) -> Result<(), String> {
+    /// Takes the phase out, so that nothing is written meanwhile.
+    fn take_phase(&self) -> Phase {
+        let before = std::mem::replace(&mut *self.phase(), Phase::Ending);
+        if let Phase::Open { since } = before {
+            self.note_age(since);
+        }
+        before
+    }
+
+    /// Notes whether a transaction was open for so long that the broker has ended it by itself: this process was stopped
+    /// or starved, and being fenced for it says nothing of another process.
+    fn note_age(&self, since: Instant) {
+        if self.now().duration_since(since) >= self.producer.transaction_timeout() {
+            self.overdue.store(true, Ordering::Release);
+        }
+    }
+
+    fn try_fence(&self, before: &Phase) -> Result<(), FenceError> {
         let id = self.id()?;
         let live = match self.producer.current() {
             Some(live) if !live.has_failed() => live,
             Some(live) => {
                 if live.raw().client().fatal_error().is_some_and(|(code, _)| is_fencing(code)) && self.fenced_again() {
-                    return Err(self.fenced_text());
+                    return Err(FenceError::Fatal(self.fenced_text()));
                 }
-                return self.renew(&id);
+                return Ok(self.renew(&id)?);
             }
-            None => return self.renew(&id),
+            None => return Ok(self.renew(&id)?),
         };
+        // A topic takes less than was known: batches must be smaller, and only a new client makes them so.
+        if live.batch_bytes() > self.producer.smallest_batch() {
+            return Ok(self.renew(&id)?);
+        }
         match before {
-            Phase::New => init(&live),
+            Phase::New => Ok(init(&live)?),
             Phase::Idle => Ok(()),
             Phase::Open { .. } | Phase::Ending | Phase::Over(_) => match self.abort_open(&live) {
                 Ok(()) => Ok(()),
-                Err(_) => self.renew(&id),
+                Err(_) => Ok(self.renew(&id)?),
             },
         }
     }
@@ -297,7 +323,7 @@ impl Inner {
     }
 
     fn abort(&self) -> Result<(), String> {
-        let before = std::mem::replace(&mut *self.phase(), Phase::Ending);
+        let before = self.take_phase();
         let result = match (&before, self.producer.current()) {
             (Phase::Open { .. }, Some(live)) => self.abort_open(&live),
             _ => Ok(()),
@@ -328,7 +354,7 @@ impl Inner {
     }
 
     fn commit(&self, offsets: &[SourceOffsets]) -> Committed {
-        let before = std::mem::replace(&mut *self.phase(), Phase::Ending);
+        let before = self.take_phase();
         let opened = match &before {
             Phase::Open { since } => Some(*since),
             Phase::Idle => None,
@@ -377,10 +403,6 @@ impl Inner {
             let Some(group) = self.groups.get(source) else {
                 return give_up(format!("source `{source}` has no offsets that Kafka could commit"));
             };
-            if let Err(why) = self.check_cluster(&group) {
-                let _ = self.abort_open(live);
-                return Committed::Fenced(why);
-            }
             match group.for_transaction(positions) {
                 Ok(None) => {}
                 Ok(Some(offsets)) => sent.push((group, offsets)),
@@ -486,6 +508,9 @@ impl Inner {
 
     /// Notes that another producer took this identity. Returns whether that happened a moment ago already.
     fn fenced_again(&self) -> bool {
+        if self.overdue.swap(false, Ordering::AcqRel) {
+            return false;
+        }
         let now = self.now();
         let mut fenced = self.fenced.lock().unwrap_or_else(PoisonError::into_inner);
         if fenced.is_some_and(|at| now.duration_since(at) < FENCED_AGAIN) {
@@ -503,20 +528,27 @@ impl Inner {
         )
     }
 
-    /// A transaction cannot span two clusters.
-    fn check_cluster(&self, group: &GroupConsumer) -> Result<(), String> {
+    /// A transaction cannot span two clusters. Asked once; the answer does not change.
+    fn check_clusters(&self) -> Result<(), FenceError> {
         if self.same_cluster.load(Ordering::Acquire) {
             return Ok(());
         }
-        if let (Some(from), Some(to)) = (group.cluster_id(), self.producer.cluster_id()) {
+        for group in self.groups.all() {
+            if group.connection().has_brokers_of(&self.producer.settings().connection) {
+                continue;
+            }
+            let unknown =
+                |side: &str| FenceError::Retry(format!("the {side}'s brokers do not say which cluster they are"));
+            let from = group.ask_cluster_id().ok_or_else(|| unknown("source"))?;
+            let to = self.producer.cluster_id().ok_or_else(|| unknown("sink"))?;
             if from != to {
-                return Err(format!(
+                return Err(FenceError::Fatal(format!(
                     "the source is in cluster `{from}` and the sink in cluster `{to}`: a transaction cannot span both, so \
                      the pipeline must say `guarantee: at_least_once`"
-                ));
+                )));
             }
-            self.same_cluster.store(true, Ordering::Release);
         }
+        self.same_cluster.store(true, Ordering::Release);
         Ok(())
     }
 }
@@ -527,13 +559,14 @@ fn init(live: &Live) -> Result<(), String> {
         if error.fatal {
             live.set_failed();
         }
-        format!("cannot take the identity of transactions: {error}")
+        let why = live.turned_away().unwrap_or_else(|| error.to_string());
+        format!("cannot take the identity of transactions: {why}")
     })
 }
 
 /// Whether an error says that a newer producer has the same identity.
 fn is_fencing(code: Code) -> bool {
-    matches!(code, Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch)
+    verdict(code) == Verdict::Fenced
 }
 
 #[cfg(test)]
@@ -653,7 +686,7 @@ mod tests {
         assert_eq!(pipeline.committed(), Some(BEGINNING));
         // Nothing more is written in the run that failed, and the next one repeats it.
         let stale = pipeline.sink.write(Arc::new(pulled[0].batch.clone())).await;
-        assert!(matches!(stale.map(drop), Err(SinkError::Rewind(_))));
+        assert!(matches!(stale.map(drop), Err(SinkError::Outage(_))));
         let again = pipeline.run(10).await;
         assert_eq!(bodies(&again), bodies(&pulled));
         assert_eq!(pipeline.commit(&again).await, Committed::Yes);
@@ -717,7 +750,7 @@ mod tests {
                 Runtime::system().sleep(WATCH).await;
             }
         });
-        assert!(matches!(why.await.unwrap(), SinkError::Rewind(_)));
+        assert!(matches!(why.await.unwrap(), SinkError::Outage(_)));
         assert!(matches!(pipeline.commit(&pulled).await, Committed::Aborted(_)));
         assert_eq!(pipeline.committed(), Some(BEGINNING));
     }

@@ -187,7 +187,7 @@ mod tests {
                 transaction
             };
 
-            transaction.fence().await?;
+            transaction.fence().await.map_err(|error| error.to_string())?;
             for sink in &mut sinks {
                 sink.open().await.map_err(|error| error.to_string())?;
             }

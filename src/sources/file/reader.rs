@@ -136,7 +136,7 @@ impl Reader {
     /// No record, but a new position.
     pub(super) fn moved_to(&self, place: Place) -> Result<Pulled, SourceError> {
         let batch = BatchBuilder::new(Arc::clone(&self.origin), 0, 0).finish();
-        Ok(Pulled { batch, position: self.position(place)? })
+        Ok(Pulled { batch, position: self.position(place)?, read_from: None })
     }
 
     fn position(&self, place: Place) -> Result<Position, SourceError> {
@@ -215,7 +215,7 @@ impl Reader {
         }
         let Some((batch, offset)) = self.batches.pop_front() else { return Ok(None) };
         self.place.offset = offset;
-        Ok(Some(Pulled { batch, position: self.position(self.place)? }))
+        Ok(Some(Pulled { batch, position: self.position(self.place)?, read_from: None }))
     }
 
     async fn read_ahead(&mut self, runtime: &Runtime, tail: Tail) -> Result<(), SourceError> {

@@ -10,14 +10,17 @@ use tokio::sync::mpsc;
 
 use super::commits::Commits;
 use super::failure::Failure;
+use super::outputs::Rejects;
+use super::quarantine::Quarantine;
 use super::report::{Report, Reports};
 use super::trouble::Troubles;
 use crate::clock::{Clock, Instant};
 use crate::observe::StageMetrics;
+use crate::record::Batch;
 use crate::record::budget::Budget;
 use crate::runtime::Runtime;
 
-pub(super) use sink::{SinkTask, open};
+pub(super) use sink::{Retry, SinkTask, open};
 pub(super) use source::{Command, SourceTask};
 pub(super) use transform::TransformTask;
 
@@ -34,6 +37,7 @@ pub(super) struct StageContext {
     pub(super) reports: Reports,
     pub(super) troubles: Troubles,
     pub(super) commits: Commits,
+    pub(super) quarantine: Quarantine,
 }
 
 impl StageContext {
@@ -41,6 +45,22 @@ impl StageContext {
     pub(super) async fn report(&self, report: Report) -> Result<(), Failure> {
         self.reports.send(self.run, report).await
     }
+
+    /// The batches that the component works on: what it is known to fail on is refused instead, and of a record under way
+    /// alone each that was made of it is worked on by itself.
+    pub(super) async fn works_on(&self, batch: Batch, rejects: &Rejects) -> Result<Vec<Batch>, Failure> {
+        let (batch, condemned) = self.quarantine.sift(&self.name, batch);
+        rejects.handle(condemned).await?;
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(if batch.len() > 1 && self.quarantine.is_alone() { one_by_one(&batch) } else { vec![batch] })
+    }
+}
+
+/// Each record of a batch as a batch.
+pub(super) fn one_by_one(batch: &Batch) -> Vec<Batch> {
+    batch.records().iter().map(|record| batch.with_records(vec![*record])).collect()
 }
 
 /// The commands to the source stages of a run.

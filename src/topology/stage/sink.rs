@@ -11,14 +11,16 @@ use tokio::sync::Mutex;
 
 use super::super::backoff::Backoff;
 use super::super::channel::Item;
-use super::super::failure::Failure;
+use super::super::failure::{AtWork, Failure, caught, waits_at_work};
 use super::super::inputs::Inputs;
 use super::super::outputs::Rejects;
 use super::super::report::Report;
-use super::{Spent, StageContext, Stopwatch};
+use super::super::suspicion::Suspect;
+use super::{Spent, StageContext, Stopwatch, one_by_one};
 use crate::clock::Instant;
 use crate::component::{BoxSink, Refusal, Settled, SinkError};
 use crate::delivery::DeadLetterForm;
+use crate::plan::OnError;
 use crate::record::{Batch, Rejected};
 
 /// How many batches a sink may have in flight.
@@ -37,6 +39,10 @@ pub(in crate::topology) struct SinkTask {
     pub(in crate::topology) is_dead_letter: bool,
     /// Whether it writes nothing between its barrier and the commit.
     pub(in crate::topology) transactional: bool,
+    /// Whether each record waits for the answer for the one before it, so that one that is refused can hold its place.
+    pub(in crate::topology) one_by_one: bool,
+    /// The record written since the last barrier, if it is under way alone.
+    pub(in crate::topology) alone: Option<Suspect>,
 }
 
 /// How many bytes of a letter's body are kept if the dead letter refuses it whole: first half of what Kafka takes by default,
@@ -46,10 +52,13 @@ const CUTS: [usize; 2] = [512 << 10, 16 << 10];
 /// How often the log repeats why a sink waits.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
+/// What became of a batch: the sink's answer, or the text of a panic.
+type Outcome = Result<Result<Settled, SinkError>, String>;
+
 /// What is in flight, in order.
 enum InFlight {
     /// A batch, and what became of it.
-    Batch(Arc<Batch>, Result<Settled, SinkError>),
+    Batch(Arc<Batch>, Outcome),
     /// Everything written before this barrier has its answer once this is at the front.
     Barrier(u64),
 }
@@ -82,15 +91,13 @@ impl SinkTask {
                     let metrics = &self.cx.metrics;
                     metrics.received_records.inc_by(batch.len() as u64);
                     metrics.received_bytes.inc_by(batch.payload_bytes());
-                    let batch = Arc::new(batch);
-                    let answer = self.write(&mut sink, &batch).await?;
-                    in_flight.push_back(Box::pin(async move {
-                        let outcome = answer.await;
-                        InFlight::Batch(batch, outcome)
-                    }));
+                    for batch in self.cx.works_on(batch, &self.rejects).await? {
+                        self.take(&mut sink, batch, &mut in_flight).await?;
+                    }
                 }
                 Wake::Item(Item::Barrier(epoch)) => {
                     self.flush(&mut sink).await?;
+                    self.alone = None;
                     in_flight.push_back(Box::pin(async move { InFlight::Barrier(epoch) }));
                     if self.transactional {
                         self.fall_silent(&mut sink, &mut in_flight, epoch).await?;
@@ -99,6 +106,31 @@ impl SinkTask {
             }
             watch.lap(&self.cx.metrics, Spent::Busy);
         }
+    }
+
+    /// Hands a batch to the sink. Its answer is waited for where the next record must not overtake it.
+    async fn take(
+        &mut self,
+        sink: &mut BoxSink,
+        batch: Batch,
+        in_flight: &mut FuturesOrdered<BoxFuture<'static, InFlight>>,
+    ) -> Result<(), Failure> {
+        if !self.one_by_one && !self.cx.quarantine.is_alone() {
+            let batch = Arc::new(batch);
+            let answer = self.write(sink, &batch).await?;
+            in_flight.push_back(Box::pin(async move {
+                let outcome = caught(answer).await;
+                InFlight::Batch(batch, outcome)
+            }));
+            return Ok(());
+        }
+        for record in one_by_one(&batch) {
+            self.alone = self.cx.quarantine.alone(&self.cx.name, &record);
+            let record = Arc::new(record);
+            let outcome = caught(self.write(sink, &record).await?).await;
+            self.settle(sink, record, outcome).await?;
+        }
+        Ok(())
     }
 
     /// Settles what is in flight, answers for the epoch, and waits for its commit: what is written in between would be
@@ -127,40 +159,64 @@ impl SinkTask {
     ) -> Result<BoxFuture<'static, Result<Settled, SinkError>>, Failure> {
         let mut retry = Retry::new(&self.cx);
         loop {
-            match sink.write(Arc::clone(batch)).await {
+            let writing = async { sink.write(Arc::clone(batch)).await };
+            match waits_at_work(self.alone.as_ref(), writing).await? {
                 Ok(answer) => return Ok(answer),
                 Err(SinkError::Retry(error)) => retry.wait(&error).await,
-                Err(SinkError::Rewind(error)) => return Err(Failure::Rewind(error)),
-                Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
                 Err(SinkError::Reject(error)) => {
                     return Ok(Box::pin(async move { Err(SinkError::Reject(error)) }));
                 }
+                Err(error) => return Err(self.failure(error)),
             }
         }
     }
 
-    /// Deals with the outcome of a batch. One that is to be tried again holds up all behind it, so that order is kept.
-    async fn settle(
+    /// Why the run ends.
+    fn failure(&self, error: SinkError) -> Failure {
+        match error {
+            SinkError::Rewind(text) => Failure::AtWork(AtWork { text, panicked: false, alone: self.alone.clone() }),
+            SinkError::Fatal(error) => Failure::Fatal(error),
+            SinkError::Outage(error) | SinkError::Retry(error) | SinkError::Reject(error) => Failure::Rewind(error),
+        }
+    }
+
+    /// Waits for the answer for a batch. One that is to be tried again holds up all behind it, so that order is kept.
+    async fn answered(
         &self,
         sink: &mut BoxSink,
-        batch: Arc<Batch>,
-        mut outcome: Result<Settled, SinkError>,
-    ) -> Result<(), Failure> {
+        batch: &Arc<Batch>,
+        mut outcome: Outcome,
+    ) -> Result<Vec<Refusal>, Failure> {
         let mut retry = Retry::new(&self.cx);
-        let mut refused: Vec<Refusal> = loop {
-            match outcome {
-                Ok(settled) => break settled.refused,
+        loop {
+            match outcome.map_err(|text| Failure::AtWork(AtWork { text, panicked: true, alone: self.alone.clone() }))? {
+                Ok(settled) => return Ok(settled.refused),
                 Err(SinkError::Reject(error)) => {
-                    break (0..batch.len()).map(|record| Refusal { record, error: error.clone() }).collect();
+                    return Ok((0..batch.len()).map(|record| Refusal { record, error: error.clone() }).collect());
                 }
                 Err(SinkError::Retry(error)) => {
                     retry.wait(&error).await;
-                    outcome = self.write(sink, &batch).await?.await;
+                    outcome = caught(self.write(sink, batch).await?).await;
                 }
-                Err(SinkError::Rewind(error)) => return Err(Failure::Rewind(error)),
-                Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
+                Err(error) => return Err(self.failure(error)),
             }
-        };
+        }
+    }
+
+    /// Deals with the outcome of a batch.
+    async fn settle(&self, sink: &mut BoxSink, batch: Arc<Batch>, outcome: Outcome) -> Result<(), Failure> {
+        let mut refused = self.answered(sink, &batch, outcome).await?;
+        if self.rejects.on_error == OnError::Retry {
+            let mut retry = Retry::new(&self.cx);
+            while let [first, ..] = refused.as_slice() {
+                let error = format!("a record was refused, and is tried again until it is taken: {}", first.error);
+                retry.wait(&error).await;
+                // What the sink knows of the other side may be old.
+                self.flush(sink).await?;
+                let outcome = caught(self.write(sink, &batch).await?).await;
+                refused = self.answered(sink, &batch, outcome).await?;
+            }
+        }
         if self.is_dead_letter && !refused.is_empty() {
             refused = self.write_cut(sink, &batch, refused).await?;
         }
@@ -188,7 +244,9 @@ impl SinkTask {
             let records: Vec<_> = refused.iter().map(|refusal| batch.records()[refusal.record]).collect();
             let cut = Arc::new(DeadLetterForm::cut(batch, &records, most));
             tracing::warn!(component = %self.cx.name, records = records.len(), "{}; cut to {most} bytes", refused[0].error);
-            match self.write(sink, &cut).await?.await {
+            let outcome =
+                caught(self.write(sink, &cut).await?).await.map_err(|text| self.failure(SinkError::Rewind(text)))?;
+            match outcome {
                 Ok(settled) if settled.refused.is_empty() => return Ok(Vec::new()),
                 Ok(settled) => {
                     let again = settled
@@ -197,7 +255,7 @@ impl SinkTask {
                         .map(|Refusal { record, error }| Refusal { record: refused[record].record, error });
                     refused = again.collect();
                 }
-                Err(error) => return Err(Failure::Rewind(error.to_string())),
+                Err(error) => return Err(self.failure(error)),
             }
         }
         Ok(refused)
@@ -206,11 +264,13 @@ impl SinkTask {
     async fn flush(&self, sink: &mut BoxSink) -> Result<(), Failure> {
         let mut retry = Retry::new(&self.cx);
         loop {
-            match sink.flush().await {
+            let flushing = async { sink.flush().await };
+            match waits_at_work(self.alone.as_ref(), flushing).await? {
                 Ok(()) => return Ok(()),
                 Err(SinkError::Retry(error)) => retry.wait(&error).await,
-                Err(SinkError::Rewind(error) | SinkError::Reject(error)) => return Err(Failure::Rewind(error)),
                 Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
+                // What is made durable was taken before: no record is to blame.
+                Err(error) => return Err(Failure::Rewind(error.to_string())),
             }
         }
     }
@@ -228,25 +288,28 @@ pub(in crate::topology) async fn open(cx: &StageContext, sink: &mut BoxSink) -> 
     loop {
         match sink.open().await {
             Ok(()) => return Ok(()),
-            Err(SinkError::Retry(error) | SinkError::Rewind(error)) => retry.wait(&error).await,
+            Err(SinkError::Retry(error) | SinkError::Rewind(error) | SinkError::Outage(error)) => {
+                retry.wait(&error).await;
+            }
             Err(SinkError::Reject(error) | SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
         }
     }
 }
 
 /// The waits between tries: growing, with jitter, without end, and loud.
-struct Retry<'a> {
+pub(in crate::topology) struct Retry<'a> {
     cx: &'a StageContext,
     backoff: Backoff,
     said: Option<Instant>,
 }
 
 impl<'a> Retry<'a> {
-    fn new(cx: &'a StageContext) -> Self {
+    pub(in crate::topology) fn new(cx: &'a StageContext) -> Self {
         Self { cx, backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)), said: None }
     }
 
-    async fn wait(&mut self, error: &str) {
+    /// Says why, and waits.
+    pub(in crate::topology) async fn wait(&mut self, error: &str) {
         self.cx.metrics.error("retry");
         self.cx.troubles.set(&self.cx.name, error);
         let now = self.cx.runtime.clock().now();
@@ -262,6 +325,61 @@ impl Drop for Retry<'_> {
     fn drop(&mut self) {
         if self.said.is_some() {
             self.cx.troubles.clear(&self.cx.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::super::PipelineEnd;
+    use super::super::super::testing::{Deed, Id, Kit};
+    use super::*;
+    use crate::observe::PipelineState;
+
+    /// The sink does this with one record for so many times.
+    fn for_a_while(deed: Deed, times: usize) -> impl Fn(&str, Id) -> Deed + Send + Sync {
+        let left = AtomicUsize::new(times);
+        move |stage, id| {
+            let strikes = stage == "out"
+                && id == (0, 5)
+                && left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+            if strikes { deed } else { Deed::Pass }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_record_holds_its_place_where_the_stage_is_patient() {
+        for transactional in [false, true] {
+            let longest_open = Duration::from_secs(600);
+            let deeds = for_a_while(Deed::Refuse, 12);
+            let kit = Kit { transactional, longest_open, on_error: Some(OnError::Retry), ..Kit::new(deeds) };
+            let run = kit.start(1);
+            run.until("it is tried again", |run| run.status().state == PipelineState::Stuck).await;
+            let status = run.status();
+            assert_eq!(status.stage.as_deref(), Some("out"));
+            assert!(status.reason.is_some_and(|reason| reason.contains("tried again until it is taken")));
+            assert!(kit.world.of("out").iter().all(|id| id.0 != 0 || id.1 < 5), "nothing overtakes it");
+            assert_eq!(run.end().await.end, PipelineEnd::Finished);
+            let came = kit.world.of("out");
+            assert_eq!(came.len(), kit.all_but(&[]).len(), "each once");
+            for number in 0..kit.partitions {
+                assert!(came.iter().filter(|id| id.0 == number).is_sorted(), "in order");
+            }
+            assert_eq!(kit.world.letters(), []);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_to_be_tried_again_holds_up_all_behind_it_so_that_order_is_kept() {
+        let kit = Kit { lanes: 1, ..Kit::new(for_a_while(Deed::Retry, 7)) };
+        let outcome = kit.run(2).await;
+        assert_eq!((outcome.end, outcome.status.restarts), (PipelineEnd::Finished, 0));
+        let came = kit.world.of("out");
+        assert_eq!(came.len(), kit.all_but(&[]).len());
+        for number in 0..kit.partitions {
+            assert!(came.iter().filter(|id| id.0 == number).is_sorted(), "{came:?}");
         }
     }
 }

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use futures::StreamExt;
 use tokio::sync::{Mutex, mpsc};
 
-use super::super::failure::Failure;
+use super::super::failure::{Failure, at_work};
 use super::super::outputs::{Ports, Rejects};
 use super::super::pace::Pace;
+use super::super::quarantine::take_front;
 use super::super::report::Report;
 use super::{Spent, StageContext, Stopwatch};
 use crate::clock::Instant;
@@ -55,6 +56,8 @@ struct OpenEpoch {
 /// What a source stage wakes up for.
 enum Wake {
     Command(Command),
+    /// So many records of what is held may go on.
+    Admitted(usize),
     Pulled(Option<Result<Pulled, SourceError>>),
 }
 
@@ -64,49 +67,103 @@ impl SourceTask {
         let Self { cx, index, source, source_cx, codec, lanes, rejects, pace, mut commands } = self;
         let mut source = source.lock().await;
         let mut stream = source.stream(source_cx);
-        let mut dealer = Dealer { cx: &cx, codec, lanes, rejects, lane_of: HashMap::new(), next_lane: 0 };
+        let dealer = Dealer { cx: &cx, codec, lanes, rejects, lane_of: HashMap::new(), next_lane: 0 };
         let owner = Owner::default();
-        let mut open = OpenEpoch::default();
+        let watch = Stopwatch::start(cx.runtime.clock());
+        let mut feed = Feed { cx: &cx, index, dealer, owner, open: OpenEpoch::default(), held: None, watch };
         let mut pulling = true;
-        let mut watch = Stopwatch::start(cx.runtime.clock());
         loop {
             // Dropping the pull at a command loses nothing: what a stream has read stays in it.
             let wake = tokio::select! {
                 biased;
                 command = commands.recv() => Wake::Command(command.ok_or(Failure::Closed)?),
-                pulled = async { pace.may_pull(&owner).await; stream.next().await }, if pulling => Wake::Pulled(pulled),
+                records = async { cx.quarantine.admit(feed.held.as_ref().expect("guarded")).await },
+                    if feed.held.is_some() => Wake::Admitted(records),
+                pulled = async {
+                    cx.quarantine.may_pull().await;
+                    pace.may_pull(&feed.owner).await;
+                    stream.next().await
+                }, if pulling && feed.held.is_none() => Wake::Pulled(pulled),
             };
-            watch.lap(&cx.metrics, Spent::Idle);
+            feed.watch.lap(&cx.metrics, Spent::Idle);
             match wake {
-                Wake::Command(Command::Barrier(epoch)) => {
-                    dealer.barrier(epoch).await?;
-                    let OpenEpoch { positions, arrivals } = std::mem::take(&mut open);
-                    cx.report(Report::Barrier { source: index, epoch, positions, arrivals }).await?;
+                Wake::Command(Command::Barrier(epoch)) => feed.barrier(epoch).await?,
+                Wake::Command(Command::Stop) => {
+                    pulling = false;
+                    feed.let_go();
                 }
-                Wake::Command(Command::Stop) => pulling = false,
-                Wake::Command(Command::Forget(partitions)) => {
-                    for partition in partitions {
-                        open.positions.remove(&partition);
-                    }
-                }
+                Wake::Command(Command::Forget(partitions)) => feed.forget(&partitions),
+                Wake::Admitted(records) => feed.pass(records).await?,
                 Wake::Pulled(None) => {
                     pulling = false;
                     cx.report(Report::Ended { source: index }).await?;
                 }
                 Wake::Pulled(Some(Err(SourceError::Retry(error)))) => return Err(Failure::Rewind(error)),
                 Wake::Pulled(Some(Err(SourceError::Fatal(error)))) => return Err(Failure::Fatal(error)),
-                Wake::Pulled(Some(Ok(Pulled { batch, position }))) => {
-                    if open.positions.is_empty() {
-                        cx.report(Report::Moved).await?;
-                    }
-                    note(&mut open.positions, batch.origin(), position);
-                    if !batch.is_empty() {
-                        open.arrivals.push((cx.runtime.clock().now(), batch.len()));
-                        dealer.deal(batch, &owner, &mut watch).await?;
+                Wake::Pulled(Some(Ok(pulled))) => {
+                    let admitted = cx.quarantine.admit_now(&pulled);
+                    feed.held = Some(pulled);
+                    match admitted {
+                        Some(records) => feed.pass(records).await?,
+                        None => cx.report(Report::Hurry).await?,
                     }
                 }
             }
-            watch.lap(&cx.metrics, Spent::Blocked);
+            feed.watch.lap(&cx.metrics, Spent::Blocked);
+        }
+    }
+}
+
+/// What a source stage does with what it pulled.
+struct Feed<'a> {
+    cx: &'a StageContext,
+    index: usize,
+    dealer: Dealer<'a>,
+    owner: Owner,
+    open: OpenEpoch,
+    /// Pulled, and kept back as long as suspects travel apart.
+    held: Option<Pulled>,
+    watch: Stopwatch,
+}
+
+impl Feed<'_> {
+    /// Deals out so many records of what is held. Their position is that of the record that follows them.
+    async fn pass(&mut self, records: usize) -> Result<(), Failure> {
+        let Some(pulled) = take_front(&mut self.held, records) else { return Ok(()) };
+        if self.open.positions.is_empty() {
+            self.cx.report(Report::Moved).await?;
+        }
+        note(&mut self.open.positions, pulled.partition(), pulled.position);
+        let batch = pulled.batch;
+        if !batch.is_empty() {
+            self.open.arrivals.push((self.cx.runtime.clock().now(), batch.len()));
+            self.dealer.deal(batch, &self.owner, &mut self.watch).await?;
+        }
+        if self.held.is_some() || self.cx.quarantine.is_isolated() {
+            self.cx.report(Report::Hurry).await?;
+        }
+        Ok(())
+    }
+
+    async fn barrier(&mut self, epoch: u64) -> Result<(), Failure> {
+        self.dealer.barrier(epoch).await?;
+        let OpenEpoch { positions, arrivals } = std::mem::take(&mut self.open);
+        self.cx.report(Report::Barrier { source: self.index, epoch, positions, arrivals }).await
+    }
+
+    fn forget(&mut self, partitions: &[Partition]) {
+        for partition in partitions {
+            self.open.positions.remove(partition);
+        }
+        if self.held.as_ref().is_some_and(|held| partitions.contains(held.partition())) {
+            self.let_go();
+        }
+    }
+
+    /// Drops what is held: its position was not passed on, so it is read again.
+    fn let_go(&mut self) {
+        if self.held.take().is_some() {
+            self.cx.quarantine.withdraw();
         }
     }
 }
@@ -136,8 +193,11 @@ impl Dealer<'_> {
         let metrics = &self.cx.metrics;
         metrics.received_records.inc_by(batch.len() as u64);
         metrics.received_bytes.inc_by(batch.payload_bytes());
+        let (batch, condemned) = self.cx.quarantine.sift(&self.cx.name, batch);
+        self.rejects.handle(condemned).await?;
+        let alone = self.cx.quarantine.alone(&self.cx.name, &batch);
         let mut rejected = Vec::new();
-        let batch = self.codec.decode(batch, &mut rejected);
+        let batch = at_work(alone, || self.codec.decode(batch, &mut rejected))?;
         batch.charge(|bytes| self.cx.budget.charge(bytes, Some(owner.clone())));
         watch.lap(metrics, Spent::Busy);
         self.rejects.handle(rejected).await?;

@@ -1,7 +1,7 @@
 //! The stage around one lane of a transform.
 
 use super::super::channel::Item;
-use super::super::failure::Failure;
+use super::super::failure::{Failure, at_work};
 use super::super::inputs::Inputs;
 use super::super::outputs::{Ports, Rejects};
 use super::{Spent, StageContext, Stopwatch};
@@ -28,10 +28,13 @@ impl TransformTask {
                     let metrics = &self.cx.metrics;
                     metrics.received_records.inc_by(batch.len() as u64);
                     metrics.received_bytes.inc_by(batch.payload_bytes());
-                    let mut out = Output::default();
-                    self.transform.apply(batch, &mut out);
-                    watch.lap(metrics, Spent::Busy);
-                    self.pass_on(out).await?;
+                    for batch in self.cx.works_on(batch, &self.rejects).await? {
+                        let alone = self.cx.quarantine.alone(&self.cx.name, &batch);
+                        let mut out = Output::default();
+                        at_work(alone, || self.transform.apply(batch, &mut out))?;
+                        watch.lap(&self.cx.metrics, Spent::Busy);
+                        self.pass_on(out).await?;
+                    }
                 }
                 Item::Barrier(epoch) => {
                     self.ports.barrier(epoch).await?;

@@ -76,7 +76,7 @@ impl GroupConsumer {
     /// One commit, between two rebalances: offsets go out only for partitions still held, under the assignment they were
     /// read in.
     fn try_decide(&self, client: &Client, mark: &Mark, positions: &Positions) -> Try {
-        let _no_rebalance = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let _still = self.moves();
         let (offsets, lineages) = {
             let state = self.state();
             let offsets = match state.assignment.committable_together(positions) {

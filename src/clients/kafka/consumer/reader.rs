@@ -6,6 +6,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::{BATCH_BYTES, BATCH_RECORDS, GroupConsumer, Queue};
 use crate::clients::kafka::assignment::Held;
+use crate::clients::kafka::errors::{Verdict, verdict};
 use crate::clients::kafka::raw::Messages;
 use crate::component::{Pulled, SourceError};
 use crate::record::{BatchBuilder, BodyFormat, ByteRange, HeadersBuilder, Partition, Position, Record, Timestamp};
@@ -30,6 +31,8 @@ struct Reading {
 pub(crate) enum Stop {
     /// As it says.
     Error(SourceError),
+    /// As it says, and only a new client will know when it has changed.
+    Denied(SourceError),
     /// The broker does not have this offset any more.
     Gap(Arc<Partition>, i64),
 }
@@ -82,13 +85,19 @@ impl Reader {
             return Ok(None);
         }
         let now = self.group.settings.runtime.clock().timestamp();
-        let (pulled, stop) = copy(&messages, held, now, &mut self.headers);
+        let Copied { pulled, stop, missing } = copy(&messages, held, now, &mut self.headers);
+        if missing {
+            self.group.warn_of_missing();
+        }
         if let Some(Pulled { batch, .. }) = &pulled {
             let size = batch.bytes().len() / batch.len().max(1) + 1;
             *limit = (BATCH_BYTES / size).clamp(1, BATCH_RECORDS);
         }
-        if stop.is_some() {
+        if stop.is_some() || missing {
             held.stalled();
+        }
+        if let Some(Stop::Denied(error)) = &stop {
+            self.group.give_up(error.clone());
         }
         match pulled {
             Some(pulled) => {
@@ -100,13 +109,16 @@ impl Reader {
     }
 }
 
-/// Copies messages into one batch, up to the first error.
-fn copy(
-    messages: &Messages,
-    held: &Held<Queue>,
-    now: Timestamp,
-    headers: &mut HeadersBuilder,
-) -> (Option<Pulled>, Option<Stop>) {
+/// What was made of messages.
+struct Copied {
+    pulled: Option<Pulled>,
+    stop: Option<Stop>,
+    /// The partition has been deleted. The group takes it away soon, or it comes back.
+    missing: bool,
+}
+
+/// Copies messages into one batch, up to the first error that is to be told.
+fn copy(messages: &Messages, held: &Held<Queue>, now: Timestamp, headers: &mut HeadersBuilder) -> Copied {
     let bytes = messages
         .iter()
         .filter(|message| message.error().is_none())
@@ -115,16 +127,21 @@ fn copy(
     let mut batch = BatchBuilder::new(Arc::clone(&held.origin), bytes, messages.len());
     let mut position = None;
     let mut stop = None;
+    let mut missing = false;
     for message in messages.iter() {
         if let Some(code) = message.error() {
-            match code {
-                Code::PartitionEOF => continue,
-                Code::AutoOffsetReset | Code::OffsetOutOfRange => {
+            match verdict(code) {
+                _ if code == Code::PartitionEOF => continue,
+                Verdict::Missing => {
+                    missing = true;
+                    continue;
+                }
+                Verdict::Gap => {
                     stop = Some(Stop::Gap(Arc::clone(&held.origin), message.offset()));
                 }
-                Code::TopicAuthorizationFailed => {
-                    let text = format!("not allowed to read topic `{}`", held.origin.topic);
-                    stop = Some(Stop::Error(SourceError::Fatal(text)));
+                Verdict::Denied | Verdict::DeniedForGood => {
+                    let text = format!("not allowed to read topic `{}`: {code}", held.origin.topic);
+                    stop = Some(Stop::Denied(SourceError::Retry(text)));
                 }
                 // librdkafka may go on behind what it could not read. We do not: the same range is read again.
                 _ => {
@@ -151,5 +168,6 @@ fn copy(
         });
         position = Some(Position(message.offset() + 1));
     }
-    (position.map(|position| Pulled { batch: batch.finish(), position }), stop)
+    let pulled = position.map(|position| Pulled { batch: batch.finish(), position, read_from: None });
+    Copied { pulled, stop, missing }
 }

@@ -1,10 +1,11 @@
 //! Partitions come and go: where a new one starts, and how the epoch closes before one leaves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::KafkaResult;
+use rdkafka::metadata::MetadataPartition;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::{
@@ -27,7 +28,9 @@ impl GroupConsumer {
     pub(super) fn assigned(&self, context: &Context, client: &Client, list: &TopicPartitionList) {
         let partitions = self.partitions(list);
         let mut offsets = TopicPartitionList::new();
-        if let Some(starts) = self.starts(context, client, &partitions)
+        let starts = self.starts(context, client, &partitions);
+        let still = self.moves();
+        if let Some(starts) = starts
             && let Some(client) = context.client.get().and_then(Weak::upgrade)
         {
             for (partition, start) in partitions.iter().zip(starts) {
@@ -48,7 +51,10 @@ impl GroupConsumer {
             // The consumer is closing, or has lost these partitions already: they are taken back next, and read by none.
             offsets = list.clone();
         }
-        if let Err(error) = client.incremental_assign(&offsets) {
+        let taken =
+            if self.settings.is_incremental() { client.incremental_assign(&offsets) } else { client.assign(&offsets) };
+        drop(still);
+        if let Err(error) = taken {
             self.fault(SourceError::Retry(format!("cannot take on partitions: {error}")));
         }
         if !partitions.is_empty() {
@@ -65,7 +71,9 @@ impl GroupConsumer {
             state.assignment.close(&partitions);
             state.epochs.clone()
         };
-        if let Some(epochs) = epochs.filter(|_| !context.is_closing() && !partitions.is_empty()) {
+        // Between two runs nothing is under way: the next one begins with what is held then.
+        let is_running = epochs.is_some() && !context.is_closing();
+        if let Some(epochs) = epochs.filter(|_| is_running && !partitions.is_empty()) {
             if lost {
                 epochs.lost(partitions.clone(), REVOKE_LIMIT);
             } else {
@@ -73,8 +81,8 @@ impl GroupConsumer {
                 let _ = epochs.close_within(REVOKE_LIMIT);
             }
         }
-        // A commit that is under way was made for all that is held, and comes to its end first.
-        let gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        // An offset that is on its way arrives first; none is sent from here on.
+        let still = self.moves();
         let unfinished = {
             let mut state = self.state();
             state.lineages.retain(|partition, _| !partitions.contains(partition));
@@ -84,7 +92,12 @@ impl GroupConsumer {
             }
             state.assignment.remove(&partitions)
         };
-        if unfinished > 0 && !context.is_closing() {
+        let given = if self.settings.is_incremental() { client.incremental_unassign(list) } else { client.unassign() };
+        drop(still);
+        if let Err(error) = given {
+            self.fault(SourceError::Retry(format!("cannot give up partitions: {error}")));
+        }
+        if unfinished > 0 && is_running {
             let reason = if lost { "partitions_lost" } else { "revoked_uncommitted" };
             self.settings.metrics.error(reason);
             tracing::warn!(
@@ -96,10 +109,6 @@ impl GroupConsumer {
                 self.fault(SourceError::Retry("partitions went before their records were committed".to_owned()));
             }
         }
-        if let Err(error) = client.incremental_unassign(list) {
-            self.fault(SourceError::Retry(format!("cannot give up partitions: {error}")));
-        }
-        drop(gate);
         for partition in &partitions {
             self.settings.metrics.forget_lag(&partition.topic, partition.number);
         }
@@ -163,19 +172,20 @@ impl GroupConsumer {
         if self.settings.start_at == StartAt::Earliest {
             return Ok(None);
         }
-        let metadata = client.fetch_metadata(Some(topic), REQUEST)?;
-        let numbers: Vec<i32> = metadata
-            .topics()
-            .iter()
-            .filter(|described| described.name() == topic)
-            .flat_map(|described| described.partitions().iter().map(rdkafka::metadata::MetadataPartition::id))
-            .collect();
-        if !committed_offsets(client, numbers.iter().map(|&number| (topic, number)))?.is_empty() {
+        let Some(topics) = self.starting_together(topic) else { return Ok(None) };
+        let mut all = Vec::new();
+        for topic in &topics {
+            let metadata = client.fetch_metadata(Some(topic), REQUEST)?;
+            let described = metadata.topics().iter().filter(|described| described.name() == topic);
+            let numbers = described.flat_map(|described| described.partitions().iter().map(MetadataPartition::id));
+            all.extend(numbers.map(|number| (topic.as_str(), number)));
+        }
+        if !committed_offsets(client, all.iter().copied())?.is_empty() {
             return Ok(None);
         }
         let mut starts = BTreeMap::new();
         let mut list = TopicPartitionList::new();
-        for number in numbers {
+        for (topic, number) in all {
             let (_, newest) = client.fetch_watermarks(topic, number, REQUEST)?;
             list.add_partition_offset(topic, number, Offset::Offset(newest))?;
             starts.insert((topic.to_owned(), number), newest);
@@ -186,6 +196,4 @@ impl GroupConsumer {
         }
         Ok(Some(starts))
     }
-
-    // Errors and statistics, on the polling thread.
 }

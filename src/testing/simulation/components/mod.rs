@@ -1,0 +1,118 @@
+//! The simulated components, and the plans made of them.
+
+mod sink;
+mod source;
+mod store;
+mod transaction;
+mod transform;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(super) use store::SimulatedStore;
+
+use super::scenario::{Scenario, SinkKind, SinkShape, SourceShape};
+use super::world::Place;
+use crate::plan::{Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
+
+/// The kind that simulated components share a transaction by.
+const SIMULATED: &str = "simulated";
+
+/// The name of the pipeline.
+pub(super) const PIPELINE: &str = "simulated";
+/// The name of the one that reads the log of the first.
+pub(super) const SECOND: &str = "second";
+
+/// The pipelines of a scenario, for one process.
+pub(super) fn plans(place: &Place) -> Vec<Plan> {
+    let scenario = &place.world.scenario;
+    let mut plans = vec![first(place, scenario)];
+    if scenario.chained {
+        plans.push(second(place, scenario));
+    }
+    plans
+}
+
+/// The pipeline of a scenario.
+fn first(place: &Place, scenario: &Scenario) -> Plan {
+    let sources = scenario.sources.iter().enumerate().map(|(at, shape)| {
+        let log = source::Log::Fixed { source: at, records: shape.records };
+        source_stage(place, &format!("in{at}"), at, shape, log)
+    });
+    let transforms = scenario.transforms.iter().enumerate().map(|(at, shape)| TransformStage {
+        name: format!("t{at}").into(),
+        kind: SIMULATED,
+        from: shape.from.clone(),
+        compiled: transform::compiled(place, at, shape.kind),
+        on_error: shape.on_error,
+    });
+    let sinks = scenario.sinks.iter().enumerate().map(|(at, shape)| SinkStage {
+        name: format!("out{at}").into(),
+        kind: SIMULATED,
+        from: shape.from.clone(),
+        compiled: sink::compiled(place, sink::Purpose::Sink(at), shape.kind, shape.per_lane),
+        on_error: shape.on_error,
+    });
+    Plan {
+        name: PIPELINE.into(),
+        lanes: scenario.lanes,
+        memory: Some(scenario.memory),
+        sources: sources.collect(),
+        transforms: transforms.collect(),
+        sinks: sinks.collect(),
+        dead_letter: Some(SinkStage {
+            name: "dead_letter".into(),
+            kind: SIMULATED,
+            from: Vec::new(),
+            compiled: sink::compiled(place, sink::Purpose::DeadLetter, scenario.dead_letter, false),
+            on_error: OnError::Stop,
+        }),
+        ..empty(scenario)
+    }
+}
+
+/// The pipeline that reads what the first sink holds.
+fn second(place: &Place, scenario: &Scenario) -> Plan {
+    let SinkShape { kind, .. } = scenario.sinks[0];
+    let shape = SourceShape { partitions: 1, records: 0, grouped: true };
+    let kind = if kind == SinkKind::Unordered { SinkKind::Flushed } else { kind };
+    Plan {
+        name: SECOND.into(),
+        sources: vec![source_stage(place, "log", scenario.sources.len(), &shape, source::Log::Between)],
+        sinks: vec![SinkStage {
+            name: "chained".into(),
+            kind: SIMULATED,
+            from: vec![Upstream::Source(0)],
+            compiled: sink::compiled(place, sink::Purpose::Chained, kind, true),
+            on_error: OnError::Stop,
+        }],
+        ..empty(scenario)
+    }
+}
+
+fn empty(scenario: &Scenario) -> Plan {
+    Plan {
+        name: SECOND.into(),
+        file: PathBuf::new(),
+        declared: crate::plan::Declared::default(),
+        guarantee: if scenario.exactly_once { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },
+        paths: Vec::new(),
+        transactional: scenario.exactly_once,
+        commit_interval: Duration::from_millis(500),
+        lanes: 1,
+        memory: None,
+        sources: Vec::new(),
+        transforms: Vec::new(),
+        sinks: Vec::new(),
+        dead_letter: None,
+    }
+}
+
+fn source_stage(place: &Place, name: &str, group: usize, shape: &SourceShape, log: source::Log) -> SourceStage {
+    SourceStage {
+        name: name.into(),
+        kind: SIMULATED,
+        compiled: source::compiled(place, group, shape, log),
+        on_error: OnError::Stop,
+    }
+}

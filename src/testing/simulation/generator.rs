@@ -1,0 +1,108 @@
+//! A scenario for each seed: shapes that nobody would think of.
+
+use std::time::Duration;
+
+use super::outcome::Path;
+use super::scenario::{Scenario, SinkKind, SinkShape, SourceShape, TransformKind, TransformShape};
+use crate::component::Port;
+use crate::plan::{OnError, Upstream};
+
+impl Scenario {
+    /// A scenario that follows from a seed: several sources and sinks, merges, fan-out and routes, one process or more.
+    #[must_use]
+    pub fn generated(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed ^ 0x5eed_0f5c_e7a5_1005);
+        let random = &mut random;
+        let exactly_once = random.bool();
+        let processes = *pick(random, &[1, 1, 1, 2, 2, 3]);
+        let grouped = exactly_once || processes > 1;
+        let sources: Vec<_> = (0..random.usize(1..=3))
+            .map(|_| SourceShape {
+                partitions: random.i32(1..=4),
+                records: random.i64(1..=24),
+                grouped: grouped || random.u8(0..4) == 0,
+            })
+            .collect();
+        let mut outputs: Vec<Upstream> = (0..sources.len()).map(Upstream::Source).collect();
+        let mut transforms = Vec::new();
+        for at in 0..random.usize(0..=Path::TRANSFORMS.min(4)) {
+            let from = several(random, &outputs);
+            let kind = *pick(
+                random,
+                &[TransformKind::Map, TransformKind::Filter, TransformKind::Route(2), TransformKind::Route(3)],
+            );
+            outputs.extend(match kind {
+                TransformKind::Map | TransformKind::Filter => vec![Upstream::Transform(at, Port(0))],
+                TransformKind::Route(ports) => (1..=ports).map(|port| Upstream::Transform(at, Port(port))).collect(),
+            });
+            transforms.push(TransformShape { from, kind, on_error: on_error(random) });
+        }
+        let sinks = (0..random.usize(1..=3))
+            .map(|_| SinkShape {
+                from: several(random, &outputs),
+                kind: kind(random),
+                per_lane: random.bool(),
+                refuses: random.bool(),
+                on_error: on_error(random),
+            })
+            .collect();
+        Self {
+            exactly_once,
+            processes,
+            lanes: random.usize(1..=4),
+            memory: *pick(random, &[64, 1_000, 4_000, 1 << 20]),
+            padding: *pick(random, &[0, 0, 100]),
+            work: Duration::from_millis(*pick(random, &[0, 0, 30])),
+            sources,
+            transforms,
+            sinks,
+            dead_letter: kind(random),
+            chained: random.u8(0..5) == 0,
+            faults: random.u32(0..=8),
+            ends: random.u32(0..=4),
+            planned: None,
+            poisoned: None,
+            salt: random.u64(..),
+            mutation: None,
+        }
+    }
+}
+
+fn pick<'a, T>(random: &mut fastrand::Rng, of: &'a [T]) -> &'a T {
+    &of[random.usize(0..of.len())]
+}
+
+/// One to three of what can be read, each once; the newest more often than not, so that chains grow.
+fn several(random: &mut fastrand::Rng, outputs: &[Upstream]) -> Vec<Upstream> {
+    let mut from = Vec::new();
+    for _ in 0..*pick(random, &[1, 1, 2, 3]) {
+        let upstream = if random.bool() { outputs[outputs.len() - 1] } else { *pick(random, outputs) };
+        if !from.contains(&upstream) {
+            from.push(upstream);
+        }
+    }
+    from
+}
+
+fn kind(random: &mut fastrand::Rng) -> SinkKind {
+    *pick(random, &[SinkKind::Flushed, SinkKind::Acknowledged, SinkKind::Unordered])
+}
+
+fn on_error(random: &mut fastrand::Rng) -> OnError {
+    *pick(random, &[OnError::DeadLetter, OnError::DeadLetter, OnError::DeadLetter, OnError::Drop])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_always_gives_the_same_shape_and_all_kinds_come_up() {
+        let shapes: Vec<_> = (0..100).map(|seed| Scenario::generated(seed).to_string()).collect();
+        assert_eq!(shapes[7], Scenario::generated(7).to_string());
+        for word in ["exactly once", "at least once", "3 processes", "Route(3)", "second pipeline", "Unordered", "t0, "]
+        {
+            assert!(shapes.iter().any(|shape| shape.contains(word)), "{word}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Nothing lost, nothing twice: the real binary and a real broker, while a seeded schedule of faults strikes both.
+//!
+//! Each round runs one pipeline of each kind at once, with up to three processes each, and a steady stream of numbered
+//! records. Processes are killed, frozen for longer than their session lasts, stopped and started again, join and leave;
+//! the broker is killed and frozen; disks are full; some records do not decode, some make the program fail, some are
+//! larger than the topic takes. Then all is quiet, everything must finish, and every record is counted: it must have
+//! been delivered, dropped on purpose or dead-lettered, under `exactly_once` once and in the order of its key.
+//!
+//! `cargo test` runs a round of a fixed seed and one of a fresh seed. `CONSERVATION_SEED` replays a round, and
+//! `CONSERVATION_MINUTES` goes on with further rounds for that long:
+//!
+//! ```sh
+//! CONSERVATION_SEED=7 CONSERVATION_MINUTES=60 cargo test --release --test conservation -- --nocapture
+//! ```
+//!
+//! `CONSERVATION_ONLY=file` picks the pipelines whose name has that word, and `CONSERVATION_SECONDS` sets the length of
+//! a round, which is a part of what a seed draws. Where a round fails, the logs, the schedule and what was found are
+//! kept.
+
+#[path = "../broker/mod.rs"]
+mod broker;
+#[path = "../process/mod.rs"]
+mod process;
+
+mod account;
+mod disk;
+mod files;
+mod pipeline;
+mod records;
+mod round;
+mod schedule;
+mod strike;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::Duration;
+
+use account::Figures;
+use broker::wait::Deadline;
+use pipeline::{Case, Pipeline};
+use round::Round;
+use schedule::Schedule;
+use strike::{Outcome, Place, Struck};
+
+/// The seed of the round that is always run.
+const FIXED_SEED: u64 = 4;
+/// How long faults strike in a round, where `cargo test` runs it and where there is more time.
+const SHORT: Duration = Duration::from_secs(45);
+const LONG: Duration = Duration::from_mins(2);
+/// How many records each pipeline gets in a second.
+const RATE: u64 = 400;
+
+#[test]
+fn nothing_is_lost_and_nothing_comes_twice_whatever_fails() {
+    let variable = |name: &str| {
+        let value = std::env::var(name).ok()?;
+        Some(value.parse::<u64>().unwrap_or_else(|_| panic!("{name} is a number, not `{value}`")))
+    };
+    let only = std::env::var("CONSERVATION_ONLY").unwrap_or_default();
+    let minutes = variable("CONSERVATION_MINUTES");
+    let length = variable("CONSERVATION_SECONDS").map(Duration::from_secs);
+    let length = length.unwrap_or(if minutes.is_some() { LONG } else { SHORT });
+    let seed = variable("CONSERVATION_SEED");
+
+    let mut figures = Totals::default();
+    match (seed, minutes) {
+        (Some(seed), None) => figures.add_round(seed, length, &only),
+        (None, None) => {
+            figures.add_round(FIXED_SEED, length, &only);
+            figures.add_round(fastrand::u64(..), length, &only);
+        }
+        (seed, Some(minutes)) => {
+            let deadline = Deadline::within(Duration::from_mins(minutes));
+            let mut seed = seed.unwrap_or_else(|| fastrand::u64(..));
+            while !deadline.passed() {
+                figures.add_round(seed, length, &only);
+                seed = fastrand::Rng::with_seed(seed).u64(..);
+            }
+        }
+    }
+    tell(&figures.table());
+    assert!(figures.failed.is_empty(), "\n{}", figures.failed);
+}
+
+/// Says something that is seen also where the test passes.
+fn tell(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// The figures of all rounds.
+#[derive(Default)]
+struct Totals {
+    rounds: u32,
+    seconds: f64,
+    broker_faults: BTreeMap<&'static str, usize>,
+    cases: BTreeMap<String, CaseTotals>,
+    failed: String,
+}
+
+#[derive(Default)]
+struct CaseTotals {
+    figures: Figures,
+    faults: BTreeMap<&'static str, usize>,
+}
+
+impl Totals {
+    fn add_round(&mut self, seed: u64, length: Duration, only: &str) {
+        let replay = format!("CONSERVATION_SEED={seed} CONSERVATION_SECONDS={}", length.as_secs());
+        tell(&format!("conservation: {replay}"));
+        let mut random = fastrand::Rng::with_seed(seed);
+        let broker_schedule = Schedule::of_broker(&mut random.fork(), length);
+        eprintln!("the broker:\n{broker_schedule}");
+        let drawn = Case::ALL.map(|case| {
+            let mut random = random.fork();
+            let schedule = Schedule::of_pipeline(&mut random, length, case.exposure());
+            (case, schedule, random)
+        });
+        let drawn: Vec<_> = drawn.into_iter().filter(|(case, ..)| case.name().contains(only)).collect();
+        assert!(!drawn.is_empty(), "CONSERVATION_ONLY={only} picks none");
+
+        let round = Round::begin(length, RATE);
+        let mut left_out = None;
+        let outcomes: Vec<_> = std::thread::scope(|threads| {
+            let strikes = drawn.iter().map(|(case, schedule, random)| {
+                eprintln!("{}:\n{schedule}", case.name());
+                // Room for all records, and as much again.
+                let disk_size = (32 << 20) + RATE * length.as_secs() * 1_000;
+                let place = Place::new(disk_size);
+                left_out = left_out.take().or_else(|| place.disks.as_ref().err().cloned());
+                let folder = place.homes[0].path("");
+                let round = &round;
+                threads.spawn(move || {
+                    let mut random = random.clone();
+                    let pipeline = Pipeline::new(*case, &round.broker, folder, &mut random);
+                    Struck::new(round, pipeline, place).run(schedule)
+                })
+            });
+            let strikes: Vec<_> = strikes.collect();
+            let broker = threads.spawn(|| round.strike_broker(&broker_schedule));
+            let outcomes = strikes.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+            broker.join().expect("the broker starts again");
+            outcomes
+        });
+        if let Some(why) = left_out {
+            tell(&format!("conservation: full disks are left out: this machine mounts no memory file system: {why}"));
+        }
+        self.rounds += 1;
+        self.seconds += round.elapsed().as_secs_f64();
+        add_faults(&mut self.broker_faults, broker_schedule.faults());
+        for ((case, ..), outcome) in drawn.iter().zip(outcomes) {
+            let totals = self.cases.entry(case.name()).or_default();
+            match outcome {
+                Ok(Outcome { figures, faults, told }) => {
+                    add_faults(&mut totals.faults, faults);
+                    totals.figures.add(figures);
+                    if !told.is_empty() {
+                        let _ = write!(self.failed, "{replay}: {told}");
+                    }
+                }
+                Err(_) => {
+                    let _ = writeln!(self.failed, "{replay}: {}: the test itself failed; see above", case.name());
+                }
+            }
+        }
+    }
+
+    /// The figures, for people.
+    fn table(&self) -> String {
+        let list = |faults: &BTreeMap<&'static str, usize>| {
+            let faults: Vec<_> = faults.iter().map(|(fault, count)| format!("{count} {fault}")).collect();
+            faults.join(", ")
+        };
+        let mut text =
+            format!("conservation: {} rounds, {:.0} s; {}\n", self.rounds, self.seconds, list(&self.broker_faults));
+        for (name, CaseTotals { figures, faults }) in &self.cases {
+            let Figures { records, delivered, filtered, dead_lettered, repeats } = figures;
+            let _ = writeln!(
+                text,
+                "  {name}: {records} records: {delivered} delivered, {filtered} filtered, {dead_lettered} dead-lettered, \
+                 {repeats} repeated; {}",
+                list(faults)
+            );
+        }
+        text
+    }
+}
+
+fn add_faults(totals: &mut BTreeMap<&'static str, usize>, faults: BTreeMap<&'static str, usize>) {
+    for (fault, count) in faults {
+        *totals.entry(fault).or_default() += count;
+    }
+}

@@ -1,0 +1,209 @@
+//! Dead letters in a file make a round trip: listed, shown, and sent back into the stage that refused them. No broker is
+//! needed.
+
+mod broker;
+mod process;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use broker::wait::wait_until;
+use process::Home;
+use serde_json::Value;
+
+/// For what takes a moment even on a machine that is busy with other tests.
+const SOON: Duration = Duration::from_mins(1);
+
+const PIPELINE: &str = r"
+name: orders
+commit: { interval: 50ms }
+sources:
+  lines:
+    file: { path: in.ndjson }
+transforms:
+  - name: priced
+    map: |
+      .total = to_int!(.price) * to_int!(.qty)
+sinks:
+  totals:
+    file: { path: out.ndjson }
+dead_letter:
+  file: { path: dead.ndjson }
+";
+
+fn fixed() -> String {
+    PIPELINE.replace("to_int!(.price)", "(to_int(.price) ?? 0)")
+}
+
+fn wrong(n: usize) -> String {
+    format!("{{\"n\":{n},\"price\":\"a lot\",\"qty\":2}}\n")
+}
+
+/// A home in which the pipeline has read these lines.
+fn drained(lines: &str) -> Home {
+    let home = Home::new();
+    home.write("orders.yaml", PIPELINE);
+    home.write("fixed.yaml", fixed());
+    home.write("in.ndjson", lines);
+    let output = home.run(&["run", "orders.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    home
+}
+
+/// What a command says, and its exit code.
+fn dlq(home: &Home, arguments: &[&str]) -> (i32, String, String) {
+    let all: Vec<_> = ["dlq"].iter().chain(arguments).copied().collect();
+    let output = home.run(&all);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints text");
+    (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
+}
+
+fn said(home: &Home, arguments: &[&str]) -> String {
+    let (code, said, errors) = dlq(home, arguments);
+    assert_eq!(code, 0, "{arguments:?}: {errors}");
+    said
+}
+
+fn listed(home: &Home) -> Vec<Value> {
+    let said = said(home, &["list", "--format", "json", "orders.yaml"]);
+    said.lines().map(|line| serde_json::from_str(line).expect("each line is an object")).collect()
+}
+
+/// How often each record came out, by its number.
+fn delivered(home: &Home) -> BTreeMap<u64, usize> {
+    let mut numbers = BTreeMap::new();
+    for line in fs::read_to_string(home.path("out.ndjson")).expect("it was written").lines() {
+        let body: Value = serde_json::from_str(line).expect("each line is a record");
+        *numbers.entry(body["n"].as_u64().expect("each has its number")).or_default() += 1;
+    }
+    numbers
+}
+
+#[test]
+fn letters_go_through_a_corrected_pipeline_once() {
+    let home = drained(&format!("{{\"n\":0,\"price\":1,\"qty\":1}}\n{}no JSON\n{}{}", wrong(1), wrong(2), wrong(3)));
+    let letters = listed(&home);
+    assert_eq!(letters.len(), 4);
+    let place = |n: u64| {
+        let found = letters.iter().find(|letter| {
+            let body = said(&home, &["show", "--raw", "orders.yaml", letter["place"].as_str().expect("text")]);
+            body.contains(&format!("\"n\":{n},"))
+        });
+        found.expect("each is there")["place"].as_str().expect("text").to_owned()
+    };
+    let shown = said(&home, &["show", "orders.yaml", &place(2)]);
+    assert!(
+        shown.contains("by stage     priced\n")
+            && shown.ends_with("\n{\n  \"n\": 2,\n  \"price\": \"a lot\",\n  \"qty\": 2\n}\n"),
+        "{shown}"
+    );
+
+    // One that is named does not wait for those before it.
+    let would = said(&home, &["replay", "--dry-run", "--stage", "priced", "orders.yaml"]);
+    assert!(
+        would.starts_with("3 letters into `priced`:\n") && would.contains("3 letters would be replayed\n"),
+        "{would}"
+    );
+    let third = place(3);
+    assert_eq!(
+        said(&home, &["replay", "--through", "fixed.yaml", "orders.yaml", &third]),
+        "replayed 1 letter: 1 record delivered\n"
+    );
+    assert_eq!(
+        said(&home, &["replay", "--through", "fixed.yaml", "orders.yaml"]),
+        "replayed 3 letters: 2 records delivered, 1 refused again\nskipped: 1 replayed before\n"
+    );
+    // The line that is no JSON is a letter again; it is the only one left.
+    let again: Vec<_> = listed(&home).into_iter().filter(|letter| letter["replayed"] == false).collect();
+    assert_eq!(again.len(), 1);
+    assert_eq!((&again[0]["stage"], &again[0]["attempt"]), (&"lines".into(), &2.into()));
+    assert_eq!(delivered(&home), (0..4).map(|n| (n, 1)).collect());
+    let (code, _, errors) = dlq(&home, &["replay", "orders.yaml", "99"]);
+    assert_eq!((code, errors.as_str()), (2, "there is no letter at dead.ndjson:99\n"));
+}
+
+#[test]
+fn rule_29_a_replay_that_is_killed_loses_nothing() {
+    const COUNT: usize = 20_000;
+    let home = drained(&(0..COUNT).map(wrong).collect::<String>());
+    let mut killed_midway = 0;
+    let size = || fs::metadata(home.path("out.ndjson")).map_or(0, |metadata| metadata.len());
+    while killed_midway < 3 {
+        let before = size();
+        let mut replay = home.start_command(&["dlq", "replay", "--through", "fixed.yaml", "orders.yaml"]);
+        wait_until("the replay to deliver", SOON, || size() > before || replay.exit_code().is_some());
+        let ended = replay.exit_code();
+        replay.kill();
+        if ended == Some(0) {
+            break;
+        }
+        assert_eq!(ended, None, "{}", replay.log());
+        killed_midway += 1;
+    }
+    said(&home, &["replay", "--through", "fixed.yaml", "orders.yaml"]);
+    assert!(killed_midway > 0, "no kill came in the middle");
+    assert!(listed(&home).iter().all(|letter| letter["replayed"] == true));
+    assert_eq!(delivered(&home).into_keys().collect::<Vec<_>>(), (0..COUNT as u64).collect::<Vec<_>>());
+}
+
+#[test]
+fn beside_a_running_daemon_letters_in_a_file_are_listed_and_not_replayed() {
+    let home = Home::new();
+    home.write("orders.yaml", PIPELINE.replace("path: in.ndjson", "path: in.ndjson, follow: true"));
+    home.write("in.ndjson", wrong(1));
+    let mut weir = home.start("orders.yaml");
+    wait_until("the letter", SOON, || {
+        weir.must_run();
+        fs::metadata(home.path("dead.ndjson")).is_ok_and(|metadata| metadata.len() > 0)
+    });
+    let table = said(&home, &["list", "orders.yaml"]);
+    assert!(table.contains("  ?  ") && table.ends_with("when the daemon does not hold its data folder\n"), "{table}");
+    let (code, _, errors) = dlq(&home, &["replay", "orders.yaml"]);
+    assert_eq!(code, 1, "{errors}");
+    assert!(
+        errors.contains("in use by another process") && errors.contains("while the daemon that writes it is stopped"),
+        "{errors}"
+    );
+    assert_eq!(weir.stop(SOON), 0);
+    assert!(
+        said(&home, &["replay", "orders.yaml"]).starts_with("replayed 1 letter: 0 records delivered, 1 refused again")
+    );
+}
+
+#[test]
+fn what_cannot_be_read_again_says_why_and_what_to_do() {
+    let home = Home::new();
+    let file = |text: String| {
+        home.write("orders.yaml", text);
+        let (code, _, errors) = dlq(&home, &["list", "orders.yaml"]);
+        assert_eq!(code, 2, "{errors}");
+        errors
+    };
+    let (head, _) = PIPELINE.split_once("dead_letter:").expect("it has one");
+    assert!(file(head.to_owned()).contains("orders.yaml: pipeline `orders` has no dead letter; add `dead_letter: "));
+    let stdout = file(format!("{head}dead_letter: {{ stdout: {{}} }}\n"));
+    assert!(stdout.contains("what was written to `stdout` cannot be read again; `kafka` and `file` can"), "{stdout}");
+    let embedded = file(format!("{head}dead_letter: {{ kafka: {{ brokers: embedded, topic: dead }} }}\n"));
+    assert!(embedded.contains("in the memory of the process that runs the pipeline"), "{embedded}");
+    let two = file(format!("{PIPELINE}---{}", PIPELINE.replace("name: orders", "name: other")));
+    assert!(two.contains("there are several pipelines; name one with `--pipeline`: `orders`, `other`"), "{two}");
+
+    home.write("orders.yaml", PIPELINE);
+    for (arguments, words) in [
+        (&["show", "orders.yaml", "0/17"][..], "`0/17` is no place of a letter: expected the number of a line"),
+        (
+            &["replay", "orders.yaml", "--stage", "price"],
+            "pipeline `orders` has no stage `price`, did you mean `priced`?",
+        ),
+        (&["list", "orders.yaml", "--since", "lately"], "expected a time such as `2026-01-31T12:00:00Z`"),
+        (&["list", "orders.yaml", "--pipeline", "other"], "no pipeline is named `other`; there are `orders`"),
+    ] {
+        let (code, _, errors) = dlq(&home, arguments);
+        assert_eq!(code, 2, "{errors}");
+        assert!(errors.contains(words), "{errors}");
+    }
+    // Nothing was refused yet.
+    assert!(said(&home, &["list", "orders.yaml"]).ends_with("0 letters\n"));
+    assert!(!home.path("data").join("weir.redb").exists(), "looking leaves no trace");
+}
