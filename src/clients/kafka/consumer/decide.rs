@@ -221,24 +221,24 @@ mod tests {
 
     /// A topic with a record, and a group that reads it.
     struct Topic {
-        topic: String,
+        name: String,
         group: String,
         writer: Process,
     }
 
     impl Topic {
         fn new() -> Self {
-            Self { topic: unique("decide"), group: unique("group"), writer: Process::new("writer", false) }
+            Self { name: unique("decide"), group: unique("group"), writer: Process::new("writer", false) }
         }
 
         async fn write(&self, body: &str) {
-            write(&mut sink_to(&self.writer, sink_config(&self.topic)).await, &[draft(body)]).await;
+            write(&mut sink_to(&self.writer, sink_config(&self.name)).await, &[draft(body)]).await;
         }
 
         /// A process that reads with the group. Dropped, it is gone as by a crash, and the group knows it.
         fn process(&self) -> Reading {
             let process = Process::new("one", false);
-            let (source, judge) = process.source(&compiled(config(&self.group, &self.topic)));
+            let (source, judge) = process.source(&compiled(config(&self.group, &self.name)));
             Reading { source, judge, process }
         }
     }
@@ -356,7 +356,7 @@ mod tests {
         let first = one.read().await;
         let (partition, position) = first.first_key_value().map(|(p, at)| (p.clone(), at.0)).unwrap();
         for (offset, kept) in [(position - 1, false), (position, true)] {
-            let (group, topic, number) = (one.group(), topic.topic.clone(), partition.number);
+            let (group, topic, number) = (one.group(), topic.name.clone(), partition.number);
             Runtime::system().blocking(move || commit_unnoticed(&group, &topic, number, offset)).await;
             assert_eq!(one.is_decided(mark("a", 1), &first).await, kept, "{offset}");
         }
