@@ -73,7 +73,7 @@ impl Known {
             self.cut_to(before);
             return Err(error);
         }
-        self.length = on_disk.length()?;
+        self.length = before + (ends_a_line.len() + bytes.len()) as u64;
         Ok(())
     }
 
