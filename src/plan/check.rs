@@ -558,6 +558,26 @@ mod tests {
     }
 
     #[test]
+    fn a_local_transaction_holds_files_and_one_group() {
+        let exact = |sources: &str, sink: &str| {
+            format!("guarantee: exactly_once\nsources: {{ {sources} }}\nsinks: {{ out: {{ from: [{sink} }} }}\n")
+        };
+        let kind = |text: &str| planned(text).0.map(|plan| plan.paths[0].reason.clone());
+        for sources in ["a: { file: { path: a } }", "a: { kafka: { topics: [a] } }"] {
+            let reason = kind(&exact(sources, "a], file: { path: x }")).unwrap();
+            assert!(reason.contains("one local transaction"), "{reason}");
+        }
+        let both = "a: { file: { path: a } }, b: { kafka: { topics: [b] } }";
+        assert!(kind(&exact(both, "a, b], file: { path: x }")).is_some());
+        let groups = "a: { kafka: { topics: [a] } }, b: { kafka: { topics: [b] } }";
+        let (_, words) = mistake(&exact(groups, "a, b], file: { path: x }"));
+        assert!(words.contains("`a` and `b` both keep their positions"), "{words}");
+        assert!(kind(&exact(groups, "a, b], kafka: { topic: x }")).unwrap().contains("one kafka transaction"));
+        let (_, words) = mistake(&exact("a: { file: { path: a } }", "a], kafka: { topic: x }"));
+        assert!(words.contains("what `out` writes") && words.contains("a local transaction"), "{words}");
+    }
+
+    #[test]
     fn a_path_that_loses_records_is_a_warning_unless_the_file_accepts_it() {
         let text = format!("sources: {{ in: {{ stdin: }} }}\n{TAIL}");
         let (plan, problems) = planned(&text);

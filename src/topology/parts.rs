@@ -83,16 +83,17 @@ impl Parts {
             .map(|stage| host.metrics.stage(&plan.name, &stage.name, "transform", stage.kind))
             .collect();
         let participants = clients.shared(Participants::default);
+        let local = Arc::new(local_transaction(plan, host, &accounts, &participants));
         let transaction = match clients.transaction() {
             _ if !plan.transactional => None,
             Some(transaction) => Some(transaction),
             None if participants.is_empty() => {
                 return Err(BuildError("no sink declared the transaction that the plan counts on".to_owned()));
             }
-            None => Some(local_transaction(plan, host, &accounts, &participants)),
+            None => Some(Arc::clone(&local) as Arc<dyn Transaction>),
         };
         let scope = checkpoint::scope(&plan.name);
-        let ledger = Ledger { scope, accounts, store: Arc::clone(&host.store), transaction, participants };
+        let ledger = Ledger { scope, accounts, store: Arc::clone(&host.store), transaction, participants, local };
         Ok(Self { sources, transforms, sinks, dead_letter, ledger })
     }
 
@@ -112,21 +113,21 @@ impl Parts {
     }
 }
 
-/// The transaction of a pipeline whose sinks all write to this machine.
+/// The transaction of what a pipeline writes to this machine.
 fn local_transaction(
     plan: &Plan,
     host: &Host,
     accounts: &[Account],
     participants: &Arc<Participants>,
-) -> Arc<dyn Transaction> {
+) -> LocalTransaction {
     let (store, participants) = (Arc::clone(&host.store), Arc::clone(participants));
     let domain = plan.domain.clone().unwrap_or_default();
     let transaction = LocalTransaction::new(&plan.name, store, participants, host.runtime.clone()).of_domain(domain);
     // The plan has seen to it that there is one at most.
     let mut judges = accounts.iter().filter(|account| account.keeps == KeepsPositions::Source);
     let judge = judges.find_map(|account| Some((&account.source, account.own.as_ref()?)));
-    Arc::new(match judge {
+    match judge {
         Some((source, positions)) => transaction.judged_by(Arc::clone(source), Arc::clone(positions)),
         None => transaction,
-    })
+    }
 }
