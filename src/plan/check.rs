@@ -291,6 +291,10 @@ impl<'a> Compiler<'a> {
         if sources.is_empty() || sinks.is_empty() {
             return None;
         }
+        if !is_in_order(&transforms) {
+            // A circle, which has been reported.
+            return None;
+        }
         let partitioned = sources.iter().any(|source| source.compiled.traits.partitioned);
         let mut plan = Plan {
             name: Arc::clone(&draft.name),
@@ -320,6 +324,12 @@ impl<'a> Compiler<'a> {
         paths::derive(&mut plan, draft.guarantee.as_ref(), &NamedPlaces::of(draft), problems);
         Some(plan)
     }
+}
+
+/// Whether each transform stands behind all that it reads.
+fn is_in_order(transforms: &[TransformStage]) -> bool {
+    let stands_behind = |at: usize, from: &Upstream| !matches!(from, Upstream::Transform(read, _) if *read >= at);
+    transforms.iter().enumerate().all(|(at, stage)| stage.from.iter().all(|from| stands_behind(at, from)))
 }
 
 fn buffer_of(component: &Component<'_>) -> Option<Buffer> {
