@@ -29,6 +29,8 @@ pub(super) struct Parts<'a> {
     pub(super) commit_interval: Duration,
     /// What the file asks for.
     pub(super) stated: Option<Guarantee>,
+    /// Whether the whole pipeline could be exactly once.
+    pub(super) could_be_exact: bool,
 }
 
 impl Parts<'_> {
@@ -165,7 +167,7 @@ impl Parts<'_> {
             reason.push_str("; `");
             reason.push_str(&sink.name);
             reason.push_str("` says that records were received, not that they are durable");
-        } else if transaction.is_some() {
+        } else if self.could_be_exact {
             reason.push_str("; `guarantee: exactly_once` is possible here");
         }
         (Guarantee::AtLeastOnce, reason)
@@ -186,9 +188,16 @@ fn loss_at_source(source: &SourceStage, interval: Duration) -> Option<String> {
 
 /// What a crash loses at a sink, if it loses anything.
 fn loss_at_sink(sink: &SinkStage) -> Option<String> {
-    (sink.compiled.traits.acknowledges == Acknowledges::Nothing).then(|| {
-        format!("`{}` acknowledges nothing: what it was given and did not keep is lost without a trace", sink.name)
-    })
+    let name = &sink.name;
+    match sink.compiled.traits.acknowledges {
+        Acknowledges::Nothing => {
+            Some(format!("`{name}` acknowledges nothing: what it was given and did not keep is lost without a trace"))
+        }
+        Acknowledges::UnlessFull => Some(format!(
+            "while `{name}` is full, the newest records are dropped, as `when_full: shed` says, and counted"
+        )),
+        Acknowledges::Durable | Acknowledges::Received => None,
+    }
 }
 
 /// Where the stages stand in the file.

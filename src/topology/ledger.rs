@@ -22,7 +22,7 @@ pub(super) enum Outcome {
 pub(super) struct Account {
     pub(super) source: Arc<str>,
     pub(super) keeps: KeepsPositions,
-    /// How it commits by itself; `None` unless it keeps its positions itself.
+    /// How it commits by itself; `None` unless it keeps its positions itself, or wants to hear of commits.
     pub(super) own: Option<Arc<dyn CommitPositions>>,
     /// What this process knows to be committed.
     pub(super) committed: Mutex<Arc<Positions>>,
@@ -93,6 +93,9 @@ impl Ledger {
         };
         if outcome == Outcome::Committed {
             for (account, positions) in self.accounts.iter().zip(positions) {
+                if let Some(own) = account.own.as_ref().filter(|_| !positions.is_empty()) {
+                    own.committed(&positions).await;
+                }
                 account.add(positions);
             }
         }
