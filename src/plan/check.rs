@@ -14,6 +14,7 @@ use super::resolve::{Link, Links, Stage, resolve};
 use super::{
     Buffer, CompileOptions, Guarantee, OnError, Plan, SinkStage, SourceStage, Tables, TransformStage, Upstream,
 };
+use crate::clients::letters::file::LetterFile;
 use crate::component::{
     CheckContext, CompiledSink, CompiledSource, CompiledTransform, Port, Problem, Severity, Span, nearest,
 };
@@ -127,6 +128,13 @@ impl<'a> Compiler<'a> {
         }
         self.dead_letter =
             draft.dead_letter.as_ref().and_then(|component| sink(self, component, Schema::default(), problems));
+        if let Some(chosen) = draft.dead_letter.as_ref().and_then(|component| component.chosen)
+            && chosen.kind == "file"
+            && let Err(why) = LetterFile::of(chosen.config)
+        {
+            let words = format!("`weir dlq` will not find these dead letters: {why}");
+            problems.push(Problem::warning(chosen.span, words));
+        }
         let reads = self.dead_letter.as_ref().is_some_and(|compiled| !compiled.touched.reads.is_empty());
         if let Some(chosen) = draft.dead_letter.as_ref().and_then(|component| component.chosen).filter(|_| reads) {
             let span = chosen.config.get("key").map_or(chosen.span, |key| key.span);
