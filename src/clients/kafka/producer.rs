@@ -308,8 +308,11 @@ impl Slots {
         match fate {
             Fate::Written => {}
             Fate::Refused(error) if !self.all_or_nothing => slot.refused.push(Refusal { record, error }),
+            // What the others are purged for is reported before it: the cause counts, whenever it comes.
             Fate::Refused(error) => {
-                slot.failure.get_or_insert(SinkError::Rewind(error));
+                if matches!(slot.failure, None | Some(SinkError::Outage(_))) {
+                    slot.failure = Some(SinkError::Rewind(error));
+                }
             }
             Fate::Failed(code) => {
                 slot.failure.get_or_insert_with(|| failed(code));
@@ -575,6 +578,16 @@ mod tests {
         slots.settle(number(slot, 0), Fate::Refused("no".to_owned()));
         slots.settle(number(slot, 1), Fate::Written);
         assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+    }
+
+    #[test]
+    fn what_a_record_is_refused_for_counts_and_not_what_follows_from_it() {
+        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+        let (slot, mut answer) = slots.open(3);
+        slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
+        slots.settle(number(slot, 1), Fate::Refused("too large".to_owned()));
+        slots.settle(number(slot, 2), Fate::Failed(Code::PurgeInflight));
+        assert_eq!(answer.try_recv().unwrap(), Err(SinkError::Rewind("too large".to_owned())));
     }
 
     #[test]
