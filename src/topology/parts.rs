@@ -107,6 +107,11 @@ impl Parts {
         Ok(())
     }
 
+    /// Whether a stage is a sink, or the dead letter.
+    pub(super) fn is_sink(&self, plan: &Plan, stage: &str) -> bool {
+        self.all_sinks(plan).any(|(sink, _)| *sink.name == *stage)
+    }
+
     /// Every sink instance with its stage, the dead letter last.
     pub(super) fn all_sinks<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = (&'a SinkStage, &'a SinkPart)> {
         plan.sinks.iter().zip(&self.sinks).chain(plan.dead_letter.iter().zip(&self.dead_letter))

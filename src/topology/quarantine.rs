@@ -297,6 +297,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_cause_is_found_behind_the_failures_that_follow_from_it() {
+        for seed in 0..10 {
+            let deeds = |stage: &str, id: Id| if stage == "one" && id == (1, 17) { Deed::Rewind } else { Deed::Pass };
+            let kit = Kit { transactional: true, sinks: vec!["one", "other"], ..Kit::new(deeds) };
+            kit.world.hides_causes.store(true, Ordering::Relaxed);
+            let outcome = kit.run(seed).await;
+            assert_eq!(outcome.end, PipelineEnd::Finished);
+            assert!(outcome.status.restarts < 20, "{}", outcome.status.restarts);
+            assert_the_others_came(&kit, "one", &[(1, 17)]);
+            assert_the_others_came(&kit, "other", &[]);
+            assert_eq!(kit.world.letters().len(), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn neighbours_that_are_poison_too_are_found_at_less_cost() {
         ends_in_the_dead_letter("work", Deed::Panic, &[(1, 7), (1, 8), (1, 9), (2, 30)], 40).await;
     }
