@@ -102,6 +102,8 @@ pub(super) struct World {
     pub(super) broken_silences: AtomicUsize,
     /// Whether the other side of the sinks is away: nothing is answered, and nothing can be opened.
     pub(super) away: AtomicBool,
+    /// How often making durable what was written fails from now on.
+    pub(super) flushes_fail: AtomicUsize,
     /// Whether a transaction is open.
     pub(super) open: AtomicBool,
 }
@@ -221,6 +223,7 @@ impl Kit {
     fn plan(&self) -> Plan {
         let on_error = self.on_error.unwrap_or(if self.dead_letter { OnError::DeadLetter } else { OnError::Stop });
         let sink = |name: &'static str, from, on_error| SinkStage {
+            buffer: None,
             name: name.into(),
             kind: KIND,
             from,
@@ -228,6 +231,7 @@ impl Kit {
             on_error,
         };
         Plan {
+            domain: None,
             name: "p".into(),
             file: PathBuf::new(),
             declared: crate::plan::Declared::default(),
@@ -239,6 +243,7 @@ impl Kit {
             memory: None,
             sources: vec![SourceStage { name: "in".into(), kind: KIND, compiled: self.source(), on_error }],
             transforms: vec![TransformStage {
+                buffer: None,
                 name: "work".into(),
                 kind: KIND,
                 from: vec![Upstream::Source(0)],
@@ -357,7 +362,7 @@ impl Source for TestSource {
                         built.push_copy(Draft { body: offset.to_string().as_bytes(), offset, ..Draft::default() });
                     }
                     *at = end;
-                    yield Pulled { batch: built.finish(), position: Position(end + base), read_from: None };
+                    yield Pulled::new(built.finish(), Position(end + base));
                 }
             }
             if !finite {
@@ -477,7 +482,9 @@ impl Sink for TestSink {
         if self.transactional {
             self.silent_until = Some(self.world.commits.load(Ordering::Relaxed) + 1);
         }
-        async { Ok(()) }.boxed()
+        let left = &self.world.flushes_fail;
+        let fails = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        async move { if fails { Err(SinkError::Rewind("the disk is full".to_owned())) } else { Ok(()) } }.boxed()
     }
 }
 
