@@ -61,6 +61,7 @@ impl Scenario {
             chained: random.u8(0..5) == 0,
             faults: random.u32(0..=8),
             ends: random.u32(0..=4),
+            menu: &[],
             planned: None,
             poisoned: (random.u8(0..6) == 0).then(|| *pick(random, &stages)),
             salt: random.u64(..),
