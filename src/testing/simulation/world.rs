@@ -94,7 +94,7 @@ impl World {
         let mut groups: Vec<_> = scenario.sources.iter().map(|source| Group::new(source.partitions)).collect();
         groups.push(Group::new(1));
         let inner = Inner {
-            faults: Faults::new(seed, scenario.faults, scenario.ends, scenario.planned),
+            faults: Faults::new(seed, scenario),
             trace: String::new(),
             delivered: Delivered::default(),
             taken: BTreeMap::new(),
