@@ -284,3 +284,24 @@ fn losses(parts: &Parts<'_>) -> Vec<String> {
     let sources = parts.sources.iter().filter_map(|source| loss_at_source(source, parts.commit_interval));
     sources.chain(parts.all_sinks().filter_map(loss_at_sink)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{mistake, planned};
+
+    #[test]
+    fn rule_10_an_interval_that_no_transaction_can_hold_is_refused_at_its_place() {
+        let text = |interval: &str| {
+            format!(
+                "guarantee: exactly_once\ncommit: {{ interval: {interval} }}\n\
+                 sources: {{ in: {{ kafka: {{ topics: [t] }} }} }}\nsinks: {{ out: {{ kafka: {{ topic: u }} }} }}\n"
+            )
+        };
+        assert!(planned(&text("4999ms")).0.is_some());
+        let (place, words) = mistake(&text("5s"));
+        assert_eq!(place, "5s");
+        assert!(words.contains("time out after 10s: it must be less than half of that"), "{words}");
+        let at_least_once = text("5s").replace("exactly_once", "at_least_once");
+        assert!(planned(&at_least_once).0.is_some(), "without a transaction nothing times out");
+    }
+}

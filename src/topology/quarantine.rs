@@ -312,6 +312,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_cause_is_found_behind_the_failures_that_follow_from_it() {
+        for seed in 0..10 {
+            let deeds = |stage: &str, id: Id| if stage == "one" && id == (1, 17) { Deed::Rewind } else { Deed::Pass };
+            let kit = Kit { transactional: true, sinks: vec!["one", "other"], ..Kit::new(deeds) };
+            kit.world.hides_causes.store(true, Ordering::Relaxed);
+            let outcome = kit.run(seed).await;
+            assert_eq!(outcome.end, PipelineEnd::Finished);
+            assert!(outcome.status.restarts < 20, "{}", outcome.status.restarts);
+            assert_the_others_came(&kit, "one", &[(1, 17)]);
+            assert_the_others_came(&kit, "other", &[]);
+            assert_eq!(kit.world.letters().len(), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn neighbours_that_are_poison_too_are_found_at_less_cost() {
         ends_in_the_dead_letter("work", Deed::Panic, &[(1, 7), (1, 8), (1, 9), (2, 30)], 40).await;
     }
@@ -383,6 +398,22 @@ mod tests {
         assert!(outcome.status.restarts >= 15, "{} restarts", outcome.status.restarts);
         assert_eq!(kit.world.letters(), []);
         assert_the_others_came(&kit, "out", &[]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_made_durable_condemns_no_record_even_while_one_is_looked_for() {
+        for transactional in [false, true] {
+            let kit = Kit { transactional, ..Kit::new(cannot_stand("work", &[(1, 17)], Deed::Panic)) };
+            let run = kit.start(6);
+            for restarts in [2, 6, 9, 20, 30] {
+                run.until("it goes on", |run| run.status().restarts >= restarts || run.status().state.is_over()).await;
+                kit.world.flushes_fail.store(6, Ordering::Relaxed);
+            }
+            kit.world.flushes_fail.store(0, Ordering::Relaxed);
+            assert_eq!(run.end().await.end, PipelineEnd::Finished);
+            assert!(kit.world.letters().iter().all(|(id, ..)| *id == (1, 17)));
+            assert_the_others_came(&kit, "out", &[(1, 17)]);
+        }
     }
 
     #[tokio::test(start_paused = true)]

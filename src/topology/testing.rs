@@ -102,6 +102,11 @@ pub(super) struct World {
     pub(super) broken_silences: AtomicUsize,
     /// Whether the other side of the sinks is away: nothing is answered, and nothing can be opened.
     pub(super) away: AtomicBool,
+    /// Whether a record that makes a sink go back makes it fail of something else first, and tells a moment later.
+    pub(super) hides_causes: AtomicBool,
+    spoilt: AtomicBool,
+    /// How often making durable what was written fails from now on.
+    pub(super) flushes_fail: AtomicUsize,
     /// Whether a transaction is open.
     pub(super) open: AtomicBool,
 }
@@ -465,6 +470,18 @@ impl Sink for TestSink {
                 while world.is_away() {
                     runtime.sleep(Duration::from_millis(100)).await;
                 }
+                if world.hides_causes.load(Ordering::Relaxed) {
+                    if matches!(outcome, Err(SinkError::Rewind(_))) {
+                        world.spoilt.store(true, Ordering::Relaxed);
+                        runtime.sleep(Duration::from_millis(50)).await;
+                        world.spoilt.store(false, Ordering::Relaxed);
+                    } else {
+                        runtime.sleep(Duration::from_millis(20)).await;
+                        if world.spoilt.load(Ordering::Relaxed) {
+                            return Err(SinkError::Outage("purged".to_owned()));
+                        }
+                    }
+                }
                 if !transactional {
                     world.durable().extend(came);
                 }
@@ -480,7 +497,9 @@ impl Sink for TestSink {
         if self.transactional {
             self.silent_until = Some(self.world.commits.load(Ordering::Relaxed) + 1);
         }
-        async { Ok(()) }.boxed()
+        let left = &self.world.flushes_fail;
+        let fails = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        async move { if fails { Err(SinkError::Rewind("the disk is full".to_owned())) } else { Ok(()) } }.boxed()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The files of file sinks: the forms that they may have, and what is in them.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, Read};
@@ -72,14 +73,12 @@ pub(crate) fn list(folder: &Path) -> Vec<PathBuf> {
 pub(crate) fn read_lines(path: &Path, mut see: impl FnMut(u64, &[u8])) -> Result<(), String> {
     let damaged = |error: std::io::Error| format!("{}: {error}", path.display());
     let file = BufReader::new(File::open(path).map_err(damaged)?);
-    let name = path.to_string_lossy();
-    let name = name.trim_end_matches(".open");
-    let reader: Box<dyn Read> = if name.ends_with(".gz") {
-        Box::new(flate2::bufread::MultiGzDecoder::new(file))
-    } else if name.ends_with(".zst") {
-        Box::new(zstd::Decoder::with_buffer(file).map_err(damaged)?)
-    } else {
-        Box::new(file)
+    // A file that grows has one ending more.
+    let name = if is_final(path) { path } else { &path.with_extension("") };
+    let reader: Box<dyn Read> = match name.extension().and_then(OsStr::to_str) {
+        Some("gz") => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        Some("zst") => Box::new(zstd::Decoder::with_buffer(file).map_err(damaged)?),
+        _ => Box::new(file),
     };
     for (number, line) in (1..).zip(BufReader::new(reader).split(b'\n')) {
         see(number, &line.map_err(damaged)?);
@@ -97,8 +96,7 @@ impl Finals {
         if !form.rotated {
             return;
         }
-        let finals = list(folder).into_iter().filter(|path| path.extension().is_some_and(|last| last != "open"));
-        for path in finals {
+        for path in list(folder).into_iter().filter(|path| is_final(path)) {
             let hash = hash_of(&path);
             match (self.0.get(&path), hash) {
                 (Some(before), Some(now)) if *before != now => {
@@ -116,6 +114,10 @@ impl Finals {
             found.add("a final file is gone", path.display().to_string());
         }
     }
+}
+
+fn is_final(path: &Path) -> bool {
+    path.extension().is_some_and(|last| last != "open")
 }
 
 fn hash_of(path: &Path) -> Option<u64> {

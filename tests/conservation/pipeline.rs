@@ -293,18 +293,19 @@ dead_letter:
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let is_sink = self.sinks.iter().any(|sink| name.starts_with(sink.as_str()));
             let is_dead = name.starts_with(&self.dead);
+            if !(is_sink || is_dead) {
+                continue;
+            }
             totals.goes_on_in(path.display().to_string());
             dead.goes_on_in(path.display().to_string());
             let read = files::read_lines(&path, |number, line| {
                 if is_sink {
                     account.delivered(&mut totals, number, line);
-                } else if is_dead {
+                } else {
                     account.dead_letter(&dead, number, line);
                 }
             });
-            if let Err(damaged) = read
-                && (is_sink || is_dead)
-            {
+            if let Err(damaged) = read {
                 account.damaged(damaged);
             }
         }

@@ -41,6 +41,8 @@ struct Slot {
     state: SlotState,
     /// Whether it was ever there.
     was_there: bool,
+    /// Whether it starts again as soon as it has ended.
+    comes_back: bool,
     /// Since when nothing was done to it.
     since: Instant,
 }
@@ -114,7 +116,15 @@ impl<'a> Struck<'a> {
                 home.wrap(disks.within(file.parent().expect("a file is in a folder")));
             }
             let since = round.now();
-            slots.push(Slot { home, sinks, weir: None, state: SlotState::Away, was_there: false, since });
+            slots.push(Slot {
+                home,
+                sinks,
+                weir: None,
+                state: SlotState::Away,
+                was_there: false,
+                comes_back: false,
+                since,
+            });
         }
         let who = pipeline.case.name();
         Self {
@@ -263,27 +273,33 @@ impl<'a> Struck<'a> {
                     self.start(number);
                 }
             }
+            if self.slots[number].comes_back {
+                self.start(number);
+            }
         }
     }
 
+    /// Starts a process. One that is still leaving starts as soon as it is gone.
     fn start(&mut self, number: usize) -> bool {
-        if self.slots[number].state == SlotState::Leaving {
-            self.wait_end(number, STOP);
-        }
         let slot = &mut self.slots[number];
+        if slot.state == SlotState::Leaving {
+            slot.comes_back = true;
+            return true;
+        }
         if slot.weir.is_none() {
             slot.weir = Some(slot.home.start("pipeline.yaml"));
             slot.state = SlotState::Running;
             slot.was_there = true;
+            slot.comes_back = false;
             slot.since = self.round.now();
             return true;
         }
         false
     }
 
-    /// Waits for the end of a process that was asked to stop. One that does not end is a mistake, and killed.
-    fn wait_end(&mut self, number: usize, limit: Duration) {
-        let deadline = Deadline::within(limit);
+    /// Waits for the end of a process that was asked to stop, if it was. One that does not end is a mistake, and killed.
+    fn wait_end(&mut self, number: usize) {
+        let deadline = Deadline::within(STOP);
         while self.slots[number].state == SlotState::Leaving {
             self.look();
             let slot = &mut self.slots[number];
@@ -291,7 +307,7 @@ impl<'a> Struck<'a> {
                 && deadline.passed()
             {
                 let log = weir.log_path().display().to_string();
-                self.found.add("did not stop", format!("process {number} within {limit:?}; {log}"));
+                self.found.add("did not stop", format!("process {number} within {STOP:?}; {log}"));
                 weir.kill();
                 slot.weir = None;
                 slot.state = SlotState::Away;
@@ -315,6 +331,9 @@ impl<'a> Struck<'a> {
     /// Does it, and counts it if it could be done.
     fn perform(&mut self, action: Action) {
         use SlotState::{Away, Frozen, Leaving, Running};
+        if let Action::Kill(number) | Action::Leave(number) = action {
+            self.slots[number].comes_back = false;
+        }
         let done = match action {
             Action::Start(number) => self.start(number),
             Action::Kill(number) => {
@@ -424,6 +443,8 @@ impl<'a> Struck<'a> {
     fn start_all(&mut self) {
         for number in 0..self.slots.len() {
             if self.slots[number].was_there {
+                self.slots[number].comes_back = false;
+                self.wait_end(number);
                 self.start(number);
             }
         }
@@ -453,7 +474,7 @@ impl<'a> Struck<'a> {
             self.signal(number, "TERM", SlotState::Running, SlotState::Leaving);
         }
         for number in 0..self.slots.len() {
-            self.wait_end(number, STOP);
+            self.wait_end(number);
         }
         self.found.is_nothing()
     }

@@ -21,6 +21,7 @@ mod rebalances;
 mod rejected;
 mod stopping;
 mod topics;
+mod unheld;
 
 use std::time::Duration;
 

@@ -15,6 +15,7 @@ mod reader;
 mod rebalance;
 mod settings;
 mod statistics;
+mod unheld;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -42,6 +43,7 @@ use discovery::Found;
 use offsets::{Committed, committed, committed_offsets, offset_list};
 pub(crate) use reader::{Reader, Stop};
 pub(crate) use settings::GroupSettings;
+use unheld::Unheld;
 
 use crate::component::{EpochRequests, SourceError};
 use crate::delivery::{CommitPositions, Decision, Mark, Positions};
@@ -94,6 +96,7 @@ struct State {
     /// The client met an error that it does not survive.
     dead: bool,
     found: Found,
+    unheld: Unheld,
 }
 
 struct Running {
@@ -141,6 +144,8 @@ impl ConsumerContext for Context {
         } else {
             self.group.revoked(self, client, list);
         }
+        let now = self.group.settings.runtime.clock().now();
+        self.group.state().unheld.look_after(now);
     }
 }
 
@@ -350,14 +355,15 @@ impl GroupConsumer {
                 // An offset of nobody would be taken by a group that has become empty, whoever had read it.
                 Err(KafkaError::ConsumerCommit(Code::RebalanceInProgress))
             };
-            drop(still);
             match committed {
+                // Noted while nothing moves: a partition that is taken away next is known to be committed.
                 Ok(()) => {
                     self.note_committed(&offsets);
                     return Ok(());
                 }
                 // Either the rebalance ends and we still hold them, or we do not, and nothing is left to commit.
                 Err(error) if passes(&error) && clock.now().duration_since(started) < COMMIT_LIMIT => {
+                    drop(still);
                     std::thread::sleep(PAUSE);
                 }
                 Err(error) => return Err(format!("group `{}` did not take the offsets: {error}", self.settings.group)),
@@ -433,6 +439,7 @@ pub(crate) struct GroupOffsets {
 fn keep_polling(client: &Client) {
     let group = &client.context().group;
     while !client.context().is_closing() && group.look_for_topics(client) {
+        group.claim_what_nobody_holds(client);
         match client.poll(POLL) {
             None => {}
             Some(Ok(_)) => {

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaResult;
+use rdkafka::metadata::MetadataTopic;
 
 use super::{Client, GroupConsumer, REQUEST};
 use crate::clock::Instant;
@@ -65,7 +67,7 @@ impl GroupConsumer {
                 return true;
             }
         };
-        let there = metadata.topics().iter().filter(|topic| topic.error().is_none()).map(|topic| topic.name());
+        let there = metadata.topics().iter().filter(|topic| topic.error().is_none()).map(MetadataTopic::name);
         let mut matching = settings.topics.matching(there);
         let known = self.state().found.matching.clone();
         for topic in matching.difference(&known).cloned().collect::<Vec<_>>() {
@@ -114,24 +116,32 @@ impl GroupConsumer {
         if matching.is_empty() && self.seldom.now("no topic matches") {
             tracing::warn!(component = %settings.source, "no topic matches {} yet", settings.topics);
         }
-        let all: Vec<String> = settings.topics.names().iter().chain(&matching).cloned().collect();
         {
             let mut state = self.state();
             state.found.first.get_or_insert_with(|| matching.clone());
             state.found.matching = matching;
         }
-        let names: Vec<&str> = all.iter().map(String::as_str).collect();
-        let subscribed = if names.is_empty() {
-            client.unsubscribe();
-            Ok(())
-        } else {
-            client.subscribe(&names)
-        };
-        if let Err(error) = subscribed {
+        if let Err(error) = self.subscribe_again(client) {
             self.give_up(SourceError::Retry(format!("cannot subscribe to the topics that match: {error}")));
             return false;
         }
         true
+    }
+
+    /// All topics that are read: those that are named, and those that match a pattern now.
+    pub(super) fn subscribed(&self) -> Vec<String> {
+        let matching = &self.state().found.matching;
+        self.settings.topics.names().iter().chain(matching).cloned().collect()
+    }
+
+    /// Subscribes to all topics that are read.
+    pub(super) fn subscribe_again(&self, client: &Client) -> KafkaResult<()> {
+        let all = self.subscribed();
+        if all.is_empty() {
+            client.unsubscribe();
+            return Ok(());
+        }
+        client.subscribe(&all.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// The topics whose start is decided together with this one's; `None` if it was found later than the others.

@@ -128,26 +128,24 @@ impl Simulated {
     /// Takes a batch over, in a transaction or not.
     fn take(&self, batch: &Batch) -> Result<(), SinkError> {
         let arrivals = self.arrivals(batch);
-        match &self.transaction {
-            Some(transaction) => transaction.produce(self.writer, arrivals).map_err(SinkError::Rewind),
-            None => {
-                self.place.world.take(self.writer, arrivals);
-                Ok(())
-            }
+        if let Some(transaction) = &self.transaction {
+            return transaction.produce(self.writer, arrivals).map_err(SinkError::Outage);
         }
+        self.place.world.take(self.writer, arrivals);
+        Ok(())
     }
 
     /// Waits for the answer to a batch, which comes when the outside world is there.
-    fn answer(&self, batch: Arc<Batch>, what: String) -> Answer {
+    fn answer(&self, batch: &Batch, what: String) -> Answer {
         let (place, writer, kind) = (self.place.clone(), self.writer, self.kind);
-        let (is_transactional, refused) = (self.transaction.is_some(), self.refusals(&batch));
-        let (arrivals, until) = (self.arrivals(&batch), place.world.taken(writer));
+        let (is_transactional, refused) = (self.transaction.is_some(), self.refusals(batch));
+        let (arrivals, until) = (self.arrivals(batch), place.world.taken(writer));
         async move {
             place.runtime.sleep(place.world.work(writer)).await;
             place.until_reachable().await;
             // Where what became of a batch is not known, only a rewind keeps the order.
             let error =
-                if is_transactional || kind == SinkKind::Acknowledged { SinkError::Rewind } else { SinkError::Retry };
+                if is_transactional || kind == SinkKind::Acknowledged { SinkError::Outage } else { SinkError::Retry };
             place.step(Step::Answer, &what).await.map_err(error)?;
             match kind {
                 _ if is_transactional => {}
@@ -189,7 +187,7 @@ impl Sink for Simulated {
             if !in_transaction && !self.place.is_reachable() {
                 return Err(SinkError::Retry("it cannot be reached".to_owned()));
             }
-            let error = if in_transaction { SinkError::Rewind } else { SinkError::Retry };
+            let error = if in_transaction { SinkError::Outage } else { SinkError::Retry };
             self.place.step(Step::Write, &what).await.map_err(error)?;
             if self.is_poisoned(&batch) {
                 return Err(SinkError::Rewind("it cannot go on behind this record".to_owned()));
@@ -210,7 +208,7 @@ impl Sink for Simulated {
                     self.take(&batch)?;
                 }
             }
-            Ok(self.answer(batch, what))
+            Ok(self.answer(&batch, what))
         }
         .boxed()
     }
