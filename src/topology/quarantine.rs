@@ -239,7 +239,22 @@ mod tests {
     use super::super::testing::{Deed, Id, Kit, Outcome};
     use super::*;
     use crate::plan::OnError;
-    use crate::record::Position;
+    use crate::record::{BatchBuilder, Draft, Partition, Position};
+
+    #[test]
+    fn what_a_source_refused_and_noted_goes_with_the_last_of_what_was_pulled() {
+        let origin = Arc::new(Partition { source: "in".into(), topic: "in".into(), number: 0 });
+        let mut batch = BatchBuilder::new(Arc::clone(&origin), 0, 3);
+        (0..3).for_each(|offset| batch.push_copy(Draft { body: b"x", offset, ..Draft::default() }));
+        let batch = batch.finish();
+        let refused = vec![Rejected { batch: batch.with_records(Vec::new()), error: "too long".to_owned() }];
+        let notes = vec![(Arc::clone(&origin), Position(9))];
+        let mut held = Some(Pulled { refused, notes, ..Pulled::new(batch, Position(4)) });
+        let parts: Vec<_> = std::iter::from_fn(|| take_front(&mut held, 2)).collect();
+        let facts: Vec<_> =
+            parts.iter().map(|part| (part.batch.len(), part.position, part.refused.len(), part.notes.len())).collect();
+        assert_eq!(facts, [(2, Position(2), 0, 0), (1, Position(4), 1, 1)]);
+    }
 
     /// Records that a stage cannot stand.
     fn cannot_stand(
