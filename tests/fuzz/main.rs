@@ -11,6 +11,7 @@
 //! An input that fails is made smaller and written to `tests/data/fuzz-failures/TARGET`, with the command that replays it.
 //! Once its cause is mended, it goes into the corpus. A target is a function and a row of [`TARGETS`].
 
+mod buffers;
 mod json;
 mod letters;
 mod lines;
@@ -57,6 +58,8 @@ const TARGETS: &[Target] = &[
     Target { name: "checkpoint", check: stored::check_entries, tokens: stored::TOKENS, also: &[], mutants: 20_000 },
     Target { name: "prepared", check: stored::check_prepared, tokens: stored::TOKENS, also: &[], mutants: 10_000 },
     Target { name: "file-positions", check: lines::check_positions, tokens: stored::TOKENS, also: &[], mutants: 500 },
+    Target { name: "buffer-frame", check: buffers::check_body, tokens: buffers::TOKENS, also: &[], mutants: 20_000 },
+    Target { name: "buffer-segment", check: buffers::check_segment, tokens: buffers::TOKENS, also: &[], mutants: 100 },
     Target { name: "file-content", check: lines::check_content, tokens: json::TOKENS, also: &[], mutants: 1000 },
 ];
 
@@ -98,6 +101,16 @@ fn prepared() {
 #[test]
 fn file_positions() {
     fuzz("file-positions");
+}
+
+#[test]
+fn buffer_frame() {
+    fuzz("buffer-frame");
+}
+
+#[test]
+fn buffer_segment() {
+    fuzz("buffer-segment");
 }
 
 #[test]
