@@ -104,6 +104,16 @@ fn file_positions() {
 }
 
 #[test]
+fn buffer_frame() {
+    fuzz("buffer-frame");
+}
+
+#[test]
+fn buffer_segment() {
+    fuzz("buffer-segment");
+}
+
+#[test]
 fn file_content() {
     fuzz("file-content");
 }
