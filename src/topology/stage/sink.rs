@@ -124,11 +124,7 @@ impl SinkTask {
     }
 
     /// What fails first need not be the cause: the answer for another batch may name a record, and come a moment later.
-    async fn cause_of(
-        &self,
-        failure: Failure,
-        mut in_flight: FuturesOrdered<BoxFuture<'static, InFlight>>,
-    ) -> Failure {
+    async fn cause_of(&self, failure: Failure, mut in_flight: FuturesOrdered<BoxFuture<'static, InFlight>>) -> Failure {
         let deadline = self.cx.runtime.clock().now() + CAUSE_WITHIN;
         while let Failure::Rewind(_) = failure {
             let answer = tokio::select! {
