@@ -163,6 +163,40 @@ fn settings_come_from_a_file_and_variables_win() {
 }
 
 #[test]
+fn a_record_of_100_mb_goes_to_the_dead_letter_and_stops_nothing() {
+    let input = format!("{{\"a\":1}}\n{}\nnot JSON\n{{\"a\":2}}\n", "x".repeat(100_000_000));
+    let home = Home::new();
+    home.write("in.log", &input);
+    let pipeline = "
+sources:
+  lines: { file: { path: in.log } }
+sinks:
+  out: { file: { path: out.ndjson } }
+";
+    home.write("long.yaml", pipeline);
+    let output = home.run(&["run", "long.yaml"]);
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    assert!(
+        words.contains("offset 8") && words.contains("100000000 bytes") && words.contains("dead_letter"),
+        "{words}"
+    );
+
+    let home = Home::new();
+    home.write("in.log", &input);
+    home.write("long.yaml", format!("{pipeline}dead_letter: {{ file: {{ path: dead.ndjson }} }}\n"));
+    let output = home.run(&["run", "long.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let written = std::fs::read_to_string(home.path("out.ndjson")).unwrap();
+    assert!(written.ends_with("{\"a\":2}\n"), "{written}");
+    let dead = std::fs::read_to_string(home.path("dead.ndjson")).unwrap();
+    let letters: Vec<&str> = dead.lines().collect();
+    assert_eq!(letters.len(), 2);
+    assert!(letters[0].contains("100000000 bytes") && letters[0].len() < 100_000, "{}", letters[0].len());
+    assert!(letters[0].contains("\"cut_from_bytes\":100000000") && letters[1].contains("not JSON"), "{}", letters[1]);
+}
+
+#[test]
 fn who_asks_twice_does_not_wait_for_the_grace() {
     let mut weir = Blocked::start("10m");
     weir.terminate();

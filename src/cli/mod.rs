@@ -1,5 +1,6 @@
 //! The command line: one file for each command.
 
+mod buffer;
 pub mod check;
 mod dlq;
 pub mod explain;
@@ -47,6 +48,11 @@ enum Command {
         #[arg(required = true, value_name = "FILE|DIR")]
         paths: Vec<PathBuf>,
     },
+    /// Look into the disk buffers of a data folder, beside a running daemon or without one
+    Buffer {
+        #[command(subcommand)]
+        ask: buffer::Ask,
+    },
     /// List, show and replay the dead letters of a pipeline
     Dlq {
         #[command(subcommand)]
@@ -67,6 +73,7 @@ pub fn main() -> ExitCode {
     let code = match Cli::parse().command {
         Command::Run { config, paths } => run::run(config.as_deref(), &paths),
         Command::Check { format, paths } => printed(check::check(&paths, format, &mut stdout().lock())),
+        Command::Buffer { ask } => printed(buffer::answer(&ask, &mut stdout().lock())),
         Command::Dlq { command } => dlq::run(command),
         Command::Explain { paths } => printed(explain::explain(&paths, &mut stdout().lock())),
     };

@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use memchr::{memchr_iter, memrchr};
+use memchr::{memchr, memchr_iter, memrchr};
 
 use crate::codecs::Codec;
-use crate::component::{Refusal, Settled};
-use crate::record::{Batch, ByteRange, Record, Timestamp};
+use crate::component::{Refusal, Rejected, Settled};
+use crate::delivery::CUT_FROM_BYTES;
+use crate::record::{Batch, BatchBuilder, ByteRange, Draft, HeadersBuilder, Partition, Record, Timestamp};
 
 /// How much is read at once. Large enough that costs per batch vanish, small enough to stay in the cache.
 pub(crate) const BLOCK_BYTES: usize = 256 << 10;
@@ -83,6 +85,74 @@ impl Cutter {
     }
 }
 
+/// A line that is longer than allowed. It is read to its end and refused; only its beginning is kept.
+#[derive(Debug)]
+pub(crate) struct LongLine {
+    /// Where it begins.
+    start: u64,
+    beginning: Vec<u8>,
+    /// What was read of it, its line end included.
+    read: u64,
+    ended: bool,
+}
+
+impl LongLine {
+    /// How much of it a dead letter holds: enough to know it by.
+    pub(crate) const KEPT_BYTES: usize = 16 << 10;
+
+    /// One that begins at byte `start`.
+    pub(crate) fn at(start: u64) -> Self {
+        Self { start, beginning: Vec::new(), read: 0, ended: false }
+    }
+
+    /// Reads on in it, and says how many bytes of the block belong to it.
+    pub(crate) fn read(&mut self, block: &[u8]) -> usize {
+        let newline = memchr(b'\n', block);
+        let bytes = newline.map_or(block.len(), |at| at + 1);
+        let kept = newline.unwrap_or(bytes).min(Self::KEPT_BYTES - self.beginning.len());
+        self.beginning.extend_from_slice(&block[..kept]);
+        self.read += bytes as u64;
+        self.ended |= newline.is_some();
+        bytes
+    }
+
+    /// Whether its line end was read.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Where what follows it begins, or what was not read of it yet.
+    pub(crate) fn end(&self) -> u64 {
+        self.start + self.read
+    }
+
+    /// The record that is refused. `place` names what it was read from.
+    pub(crate) fn refuse(
+        self,
+        origin: &Arc<Partition>,
+        timestamp: Timestamp,
+        place: &str,
+        max_line_bytes: usize,
+    ) -> Rejected {
+        let length = self.read - u64::from(self.ended);
+        let mut headers = HeadersBuilder::default();
+        headers.push(CUT_FROM_BYTES.as_bytes(), Some(length.to_string().as_bytes()));
+        let mut batch = BatchBuilder::new(Arc::clone(origin), self.beginning.len() + 64, 1);
+        batch.push_copy(Draft {
+            body: &self.beginning,
+            headers: headers.encoded(),
+            timestamp,
+            offset: i64::try_from(self.start).unwrap_or(i64::MAX),
+            ..Draft::default()
+        });
+        let error = format!(
+            "the line at byte {} of {place} has {length} bytes, and {max_line_bytes} are the most that is read of one",
+            self.start
+        );
+        Rejected { batch: batch.finish(), error }
+    }
+}
+
 /// The offset just past the last newline before `len`; 0 if there is none.
 pub(crate) fn past_last_newline(file: &File, len: u64) -> io::Result<u64> {
     let mut block = vec![0; 64 << 10];
@@ -127,7 +197,7 @@ pub(crate) fn encode_one(codec: Codec, batch: &Batch, record: &Record, lines: &m
 
 /// Sees to it that a text is one line.
 fn in_one_line(codec: Codec, text: &mut [u8]) -> Result<(), String> {
-    if memchr::memchr(b'\n', text).is_none() {
+    if memchr(b'\n', text).is_none() {
         return Ok(());
     }
     match codec {
@@ -143,10 +213,8 @@ fn in_one_line(codec: Codec, text: &mut [u8]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::sync::Arc;
 
     use super::*;
-    use crate::record::{BatchBuilder, Draft, Partition};
 
     fn cut(text: &str, tail: Tail) -> (Vec<&str>, usize, bool) {
         let mut cutter = Cutter { max_line_bytes: 8, expected: 0 };
@@ -174,6 +242,30 @@ mod tests {
         assert_eq!(cut("a\n123456789\nb\n", Tail::Open), (vec!["a"], 2, true));
         assert_eq!(cut("a\n123456789", Tail::Last), (vec!["a"], 2, true));
         assert_eq!(cut("a\n1234567890", Tail::Open), (vec!["a"], 2, true));
+    }
+
+    #[test]
+    fn a_long_line_is_refused_with_its_beginning_and_its_length_wherever_its_blocks_end() {
+        let text = format!("{}\nnext", "x".repeat(100_000));
+        for block in [1000, 65536, text.len()] {
+            let mut line = LongLine::at(7);
+            for part in text.as_bytes().chunks(block) {
+                let read = line.read(part);
+                if line.has_ended() {
+                    assert!(part[read..].is_empty() || b"next".starts_with(&part[read..]));
+                    break;
+                }
+                assert_eq!(read, part.len());
+            }
+            assert_eq!(line.end(), 7 + 100_001);
+            let origin = Arc::new(Partition { source: "in".into(), topic: "in".into(), number: 0 });
+            let refused = line.refuse(&origin, Timestamp(3), "`a.log`", 4096);
+            let record = refused.batch.records()[0];
+            assert_eq!((refused.batch.body(&record).len(), record.offset), (LongLine::KEPT_BYTES, 7));
+            assert!(refused.error.contains("byte 7 of `a.log` has 100000 bytes, and 4096 are"), "{}", refused.error);
+            let header = refused.batch.headers(&record).next().unwrap();
+            assert_eq!((header.name, header.value), (CUT_FROM_BYTES.as_bytes(), Some(&b"100000"[..])));
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use futures::stream::BoxStream;
 
 use super::context::SourceContext;
 use super::error::SourceError;
-use crate::record::{Batch, Partition, Position, Record};
+use crate::record::{Batch, Partition, Position, Rejected};
 
 /// A batch, and the position in its partition just behind its last record.
 #[derive(Debug)]
@@ -16,25 +16,38 @@ pub struct Pulled {
     pub batch: Batch,
     /// Everything before it has been read. It only grows within a run.
     pub position: Position,
-    /// The partition that the position is of, if it is not the one that the record came from first: a dead letter is read
-    /// from where it was put, and holds a record of the partition that it came from. There is one record then: the
-    /// places of several could not be told from their offsets.
+    /// The partition that the position is of, if it is not the one that the records came from first: a dead letter is read
+    /// from where it was put, and holds a record of the partition that it came from; so is a batch in a disk buffer. The
+    /// places of records then do not follow from their offsets: `n` places in front of the position, `n` of them are left.
     pub read_from: Option<Arc<Partition>>,
+    /// Records that the source itself refuses: they stand behind those of the batch, and before the position. One that
+    /// is too large to be held is cut to its beginning.
+    pub refused: Vec<Rejected>,
+    /// Entries of the source's own that are committed together with the position: what it must know to find its place
+    /// again. No record comes from their partitions.
+    pub notes: Vec<(Arc<Partition>, Position)>,
 }
 
 impl Pulled {
+    /// Nothing but a batch and its position.
+    #[must_use]
+    pub fn new(batch: Batch, position: Position) -> Self {
+        Self { batch, position, read_from: None, refused: Vec::new(), notes: Vec::new() }
+    }
+
     /// The partition that the position is of.
     #[must_use]
     pub fn partition(&self) -> &Arc<Partition> {
         self.read_from.as_ref().unwrap_or_else(|| self.batch.origin())
     }
 
-    /// The place in front of one of its records.
+    /// The place in front of one of its records, by its index; of one behind the last, the position.
     #[must_use]
-    pub fn in_front_of(&self, record: &Record) -> Position {
-        match self.read_from {
-            None => self.position.in_front_of(record.offset),
-            Some(_) => Position(self.position.0 - 1),
+    pub fn in_front_of(&self, record: usize) -> Position {
+        let rest = self.batch.records().get(record..).unwrap_or_default();
+        match (&self.read_from, rest) {
+            (None, [record, ..]) => self.position.in_front_of(record.offset),
+            (_, rest) => Position(self.position.0 - i64::try_from(rest.len()).unwrap_or(0)),
         }
     }
 }

@@ -56,6 +56,8 @@ pub enum Acknowledges {
     Durable,
     /// The records were received; whether they are durable is not known.
     Received,
+    /// The records are durable, but those for which there was no room: they are dropped, and counted.
+    UnlessFull,
     /// Nothing: there is no answer.
     Nothing,
 }
@@ -106,7 +108,7 @@ pub struct CompiledSource {
 pub struct BuiltSource {
     /// The source.
     pub source: BoxSource,
-    /// Commits its positions; `None` unless it [keeps them itself](KeepsPositions::Source).
+    /// Commits its positions; `None` unless it [keeps them itself](KeepsPositions::Source), or wants to hear of commits.
     pub positions: Option<Arc<dyn CommitPositions>>,
 }
 

@@ -17,13 +17,13 @@ pub fn scope(pipeline: &str) -> String {
     format!("positions{SEPARATOR}{pipeline}")
 }
 
-/// The entries of positions.
+/// The entries of positions. One that is [forgotten](Position::FORGOTTEN) is removed.
 #[must_use]
 pub fn encode(positions: &Positions) -> Vec<(String, Option<Vec<u8>>)> {
     let entry = |(partition, position): (&Partition, &Position)| {
         let Partition { source, topic, number } = partition;
         let key = format!("{source}{SEPARATOR}{topic}{SEPARATOR}{number}");
-        (key, Some(position.0.to_be_bytes().to_vec()))
+        (key, (*position != Position::FORGOTTEN).then(|| position.0.to_be_bytes().to_vec()))
     };
     positions.iter().map(entry).collect()
 }
@@ -79,7 +79,7 @@ mod tests {
     proptest! {
         #[test]
         fn positions_come_back_as_they_were(
-            entries in proptest::collection::btree_map((".*", any::<i32>()), any::<i64>(), 0..8)
+            entries in proptest::collection::btree_map((".*", any::<i32>()), i64::MIN + 1.., 0..8)
         ) {
             let positions: Positions = entries
                 .into_iter()
@@ -90,6 +90,13 @@ mod tests {
             let stored: Vec<_> = encode(&positions).into_iter().map(|(key, value)| (key, value.unwrap())).collect();
             prop_assert_eq!(decode("s", &stored), Ok(positions));
             prop_assert_eq!(decode("other", &stored), Ok(Positions::new()));
+        }
+
+        #[test]
+        fn a_forgotten_position_removes_its_entry(topic in ".*", number: i32) {
+            let partition = Partition { source: "s".into(), topic: topic.into(), number };
+            let entries = encode(&Positions::from([(partition, Position::FORGOTTEN)]));
+            prop_assert!(matches!(&*entries, [(_, None)]));
         }
 
         #[test]

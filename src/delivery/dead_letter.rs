@@ -10,6 +10,9 @@ use crate::record::{Batch, BatchBuilder, BodyFormat, Draft, Header, HeadersBuild
 /// The prefix of the headers that Weir adds to a dead letter.
 pub const HEADER_PREFIX: &str = "weir-";
 
+/// The last header of a record that its source could not hold whole: how many bytes its body had.
+pub const CUT_FROM_BYTES: &str = "weir-cut-from-bytes";
+
 /// How dead letters are written.
 #[derive(Debug, Clone)]
 pub struct DeadLetterForm {
@@ -110,10 +113,12 @@ impl DeadLetterForm {
             let body = one.batch.body(record);
             let key = one.batch.key(record);
             let (timestamp, offset) = (record.timestamp, record.offset);
-            let own: Vec<_> = one.batch.headers(record).collect();
+            let mut own: Vec<_> = one.batch.headers(record).collect();
+            let cut_from = own.pop_if(|last| last.name == CUT_FROM_BYTES.as_bytes()).and_then(number_of);
             let (own, past) =
                 if self.is_replay { Past::split(own) } else { (own, Past { attempt: 1, ..Past::default() }) };
-            let facts = self.facts(stage, one, record, past, refused_at);
+            let mut facts = self.facts(stage, one, record, past, refused_at);
+            facts.extend(cut_from.map(|bytes| (fact::CUT, bytes.into())));
             if self.headers {
                 let mut headers = HeadersBuilder::default();
                 for Header { name, value } in own {
@@ -137,6 +142,11 @@ impl DeadLetterForm {
             }
         }
     }
+}
+
+/// The number that a header holds.
+fn number_of(header: Header<'_>) -> Option<u64> {
+    std::str::from_utf8(header.value?).ok()?.parse().ok()
 }
 
 /// A record without a body is a letter without one, where the letter is the record itself.
@@ -283,6 +293,26 @@ mod tests {
         let letter = Letter::from_headers(Some(body), cut.key(&record), cut.headers(&record), Timestamp(0)).unwrap();
         assert_eq!((letter.key.as_deref(), letter.headers.len(), letter.cut_from), (Some(&key[..10]), 0, Some(2)));
         assert!(letter.error.ends_with("ü…"));
+    }
+
+    #[test]
+    fn rule_29_what_its_source_could_not_hold_is_a_letter_that_is_cut() {
+        let origin = Partition { source: "in".into(), topic: "orders".into(), number: 3 };
+        let mut batch = BatchBuilder::new(Arc::new(origin), 0, 1);
+        let mut headers = HeadersBuilder::default();
+        headers.push(CUT_FROM_BYTES.as_bytes(), Some(b"100000000"));
+        batch.push_copy(Draft { body: b"{\"a\"", headers: headers.encoded(), ..Draft::default() });
+        let refused = [Rejected { batch: batch.finish(), error: "too long".to_owned() }];
+        let letter = &letters(true, &refused)[0];
+        let record = letter.records()[0];
+        let with_headers =
+            Letter::from_headers(Some(letter.body(&record)), None, letter.headers(&record), Timestamp(0)).unwrap();
+        let letter = &letters(false, &refused)[0];
+        let as_line = Letter::from_json(letter.body(&letter.records()[0])).unwrap();
+        for letter in [with_headers, as_line] {
+            assert_eq!((letter.cut_from, letter.headers.len(), &*letter.body), (Some(100_000_000), 0, &b"{\"a\""[..]));
+        }
+        assert_eq!(CUT_FROM_BYTES, name_of(fact::CUT));
     }
 
     #[test]

@@ -33,6 +33,8 @@ const PREPARED: &str = "prepared";
 /// The local transaction of a pipeline.
 pub struct LocalTransaction {
     scope: String,
+    /// What its own entries go by: the domains of a pipeline share a scope. Empty for the first.
+    domain: Arc<str>,
     store: Arc<dyn Store>,
     participants: Arc<Participants>,
     /// The source that keeps its positions itself.
@@ -67,7 +69,14 @@ impl LocalTransaction {
     #[must_use]
     pub fn new(pipeline: &str, store: Arc<dyn Store>, participants: Arc<Participants>, runtime: Runtime) -> Self {
         let scope = checkpoint::scope(pipeline);
-        Self { scope, store, participants, judge: None, runtime, turn: Mutex::new(None) }
+        Self { scope, domain: "".into(), store, participants, judge: None, runtime, turn: Mutex::new(None) }
+    }
+
+    /// For a domain of the pipeline that is not its first.
+    #[must_use]
+    pub fn of_domain(mut self, domain: Arc<str>) -> Self {
+        self.domain = domain;
+        self
     }
 
     /// Adds the source that keeps its positions itself.
@@ -81,6 +90,17 @@ impl LocalTransaction {
         self.store.commit(&self.scope, changes).await.map_err(|error| format!("cannot store the epoch: {error}"))
     }
 
+    /// The key of an entry of the transaction itself: that of a participant without a name.
+    fn own(&self, key: &str) -> String {
+        let domain = &*self.domain;
+        checkpoint::participant_key("", &if domain.is_empty() { key.to_owned() } else { format!("{domain}/{key}") })
+    }
+
+    fn value<'a>(&self, entries: &'a Entries, key: &str) -> Option<&'a [u8]> {
+        let key = self.own(key);
+        entries.iter().find(|(of, _)| *of == key).map(|(_, value)| value.as_slice())
+    }
+
     async fn load(&self) -> Result<Entries, String> {
         self.store.load(&self.scope).await.map_err(|error| error.to_string())
     }
@@ -88,7 +108,7 @@ impl LocalTransaction {
     async fn try_fence(&self) -> Result<Marks, String> {
         let mut entries = self.load().await?;
         let marks = self.marks(&entries).await?;
-        if let Some(text) = value(&entries, PREPARED) {
+        if let Some(text) = self.value(&entries, PREPARED) {
             self.settle(Prepared::decode(text)?, &marks).await?;
             entries = self.load().await?;
         }
@@ -98,16 +118,16 @@ impl LocalTransaction {
 
     /// The marks so far. The identity is durable before it is first used.
     async fn marks(&self, entries: &Entries) -> Result<Marks, String> {
-        let last = match value(entries, NUMBER) {
+        let last = match self.value(entries, NUMBER) {
             None => 0,
             Some(bytes) => u64::from_be_bytes(bytes.try_into().map_err(|_| damaged(NUMBER))?),
         };
-        let store = match value(entries, IDENTITY) {
+        let store = match self.value(entries, IDENTITY) {
             Some(bytes) => std::str::from_utf8(bytes).map_err(|_| damaged(IDENTITY))?.into(),
             None if self.judge.is_none() => Arc::from(""),
             None => {
                 let identity = format!("{:016x}", self.runtime.random_below(u64::MAX));
-                self.write(vec![(own(IDENTITY), Some(identity.clone().into_bytes()))]).await?;
+                self.write(vec![(self.own(IDENTITY), Some(identity.clone().into_bytes()))]).await?;
                 identity.into()
             }
         };
@@ -127,7 +147,7 @@ impl LocalTransaction {
         let happened = judge.positions.is_decided(mark, prepared.positions).await?;
         tracing::info!(source = %judge.source, happened, "an epoch that a crash left prepared is settled");
         let mut changes = if happened { prepared.changes } else { Changes::new() };
-        changes.push((own(PREPARED), None));
+        changes.push((self.own(PREPARED), None));
         self.write(changes).await
     }
 
@@ -175,18 +195,20 @@ impl LocalTransaction {
             changes: changes.clone(),
         };
         let number = Some(mark.number.to_be_bytes().to_vec());
-        if let Err(why) = self.write(vec![(own(PREPARED), Some(prepared.encode())), (own(NUMBER), number)]).await {
+        if let Err(why) =
+            self.write(vec![(self.own(PREPARED), Some(prepared.encode())), (self.own(NUMBER), number)]).await
+        {
             return Decision::No(why);
         }
         match judge.positions.decide(mark, positions).await {
             Decision::Yes => {
-                changes.push((own(PREPARED), None));
+                changes.push((self.own(PREPARED), None));
                 // It is decided. If it cannot be confirmed now, the next run asks again.
                 self.write(changes).await.map_or_else(Decision::Unknown, |()| Decision::Yes)
             }
             Decision::No(why) => {
                 // Not needed for the outcome: it spares the next run the question.
-                let _ = self.write(vec![(own(PREPARED), None)]).await;
+                let _ = self.write(vec![(self.own(PREPARED), None)]).await;
                 Decision::No(why)
             }
             Decision::Unknown(why) => Decision::Unknown(why),
@@ -230,16 +252,6 @@ impl Transaction for LocalTransaction {
             Ok(())
         })
     }
-}
-
-/// The key of an entry of the transaction itself: that of a participant without a name.
-fn own(key: &str) -> String {
-    checkpoint::participant_key("", key)
-}
-
-fn value<'a>(entries: &'a Entries, key: &str) -> Option<&'a [u8]> {
-    let key = own(key);
-    entries.iter().find(|(of, _)| *of == key).map(|(_, value)| value.as_slice())
 }
 
 fn damaged(key: &str) -> String {

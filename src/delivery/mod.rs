@@ -9,7 +9,7 @@ mod positions;
 mod prepared;
 mod transaction;
 
-pub use dead_letter::{DeadLetterForm, HEADER_PREFIX};
+pub use dead_letter::{CUT_FROM_BYTES, DeadLetterForm, HEADER_PREFIX};
 pub use letter::{Letter, NotALetter};
 pub use local::LocalTransaction;
 pub use participant::{Changes, OwnEntries, Participant, Participants};

@@ -20,6 +20,13 @@ pub trait CommitPositions: Send + Sync + fmt::Debug {
     /// What went wrong, for a person; the pipeline rewinds.
     fn commit(&self, epoch: u64, positions: Positions) -> BoxFuture<'_, Result<(), String>>;
 
+    /// Positions of this source have become durable, wherever they are kept: what stands before them is not asked for
+    /// any more.
+    fn committed(&self, positions: &Positions) -> BoxFuture<'_, ()> {
+        let _ = positions;
+        Box::pin(async {})
+    }
+
     /// Makes all positions durable together with the mark, or none of them: with it a local transaction stands or falls.
     /// It resolves when the outcome is known. A source that says it can be part of a local transaction provides it.
     fn decide(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Decision> {

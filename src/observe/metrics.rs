@@ -13,6 +13,7 @@ use prometheus::{
 const NAMESPACE: &str = "weir";
 
 const STAGE_LABELS: &[&str] = &["pipeline", "component", "kind", "type"];
+const BUFFER_LABELS: &[&str] = &["pipeline", "component"];
 
 /// The families of the process, in one registry.
 #[derive(Clone)]
@@ -36,6 +37,10 @@ struct Families {
     memory_budget: IntGaugeVec,
     restarts: IntCounterVec,
     bottleneck: IntGaugeVec,
+    buffer_bytes: IntGaugeVec,
+    buffer_records: IntGaugeVec,
+    buffer_limit: IntGaugeVec,
+    buffer_damaged: IntGaugeVec,
     stuck: IntGaugeVec,
     stuck_seconds: GaugeVec,
 }
@@ -131,6 +136,14 @@ impl Metrics {
                 "pipeline_bottleneck",
                 "1 for the stage that holds the others up.",
                 &["pipeline", "component"],
+            ),
+            buffer_bytes: gauge("buffer_bytes", "Bytes that a disk buffer takes.", BUFFER_LABELS),
+            buffer_records: gauge("buffer_records", "Records in a disk buffer.", BUFFER_LABELS),
+            buffer_limit: gauge("buffer_limit_bytes", "Bytes that a disk buffer may take.", BUFFER_LABELS),
+            buffer_damaged: gauge(
+                "buffer_damaged_segments",
+                "Segments of a disk buffer that were set aside for a person to look at.",
+                BUFFER_LABELS,
             ),
             stuck: gauge(
                 "pipeline_stuck",
@@ -246,6 +259,19 @@ impl StageMetrics {
         self.metrics.0.discarded.with_label_values(&self.labels(reason)).inc_by(records);
     }
 
+    /// The metrics of the disk buffer that the stage is an end of.
+    #[must_use]
+    pub fn buffer(&self) -> BufferMetrics {
+        let labels = [&*self.labels[0], &*self.labels[1]];
+        let families = &self.metrics.0;
+        BufferMetrics {
+            bytes: families.buffer_bytes.with_label_values(&labels),
+            records: families.buffer_records.with_label_values(&labels),
+            limit: families.buffer_limit.with_label_values(&labels),
+            damaged: families.buffer_damaged.with_label_values(&labels),
+        }
+    }
+
     /// Sets the lag of a partition.
     pub fn lag(&self, topic: &str, partition: i32, records: i64) {
         let partition = partition.to_string();
@@ -258,6 +284,25 @@ impl StageMetrics {
         let partition = partition.to_string();
         let labels = [&*self.labels[0], &*self.labels[1], topic, &partition];
         let _ = self.metrics.0.lag.remove_label_values(&labels);
+    }
+}
+
+/// The metrics of one disk buffer.
+#[derive(Debug, Clone)]
+pub struct BufferMetrics {
+    bytes: IntGauge,
+    records: IntGauge,
+    limit: IntGauge,
+    damaged: IntGauge,
+}
+
+impl BufferMetrics {
+    /// Tells what is in it, and how many bytes it may take.
+    pub fn set(&self, bytes: u64, records: u64, limit_bytes: u64, damaged_segments: u64) {
+        let gauges = [&self.bytes, &self.records, &self.limit, &self.damaged];
+        for (gauge, value) in gauges.into_iter().zip([bytes, records, limit_bytes, damaged_segments]) {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
     }
 }
 

@@ -42,6 +42,19 @@ impl PipelineState {
         matches!(self, Self::Running | Self::Finished | Self::Stopped)
     }
 
+    /// How much it asks for a person.
+    fn gravity(self) -> u8 {
+        match self {
+            Self::Finished => 0,
+            Self::Stopped => 1,
+            Self::Running => 2,
+            Self::Starting => 3,
+            Self::Failing | Self::BackingOff => 4,
+            Self::Stuck => 5,
+            Self::Failed => 6,
+        }
+    }
+
     /// Whether nothing of it is left to commit.
     #[must_use]
     pub fn is_over(self) -> bool {
@@ -85,35 +98,75 @@ pub enum Phase {
 
 /// What is published of the process and of all its pipelines.
 #[derive(Debug, Clone, Default)]
-pub struct StatusBoard(Arc<Mutex<Board>>);
+pub struct StatusBoard {
+    board: Arc<Mutex<Board>>,
+    /// The epoch domain whose status is published through this handle; empty where a pipeline is one.
+    domain: Arc<str>,
+}
 
 #[derive(Debug, Default)]
 struct Board {
     phase: Phase,
-    pipelines: BTreeMap<Arc<str>, PipelineStatus>,
+    pipelines: BTreeMap<Arc<str>, Published>,
     hearts: BTreeMap<Arc<str>, Instant>,
 }
 
+/// What is published of one pipeline.
+#[derive(Debug, Default)]
+struct Published {
+    domains: BTreeMap<Arc<str>, PipelineStatus>,
+    /// What a person should know though the pipeline goes on, by stage.
+    notes: BTreeMap<Arc<str>, String>,
+}
+
+impl Published {
+    /// The status of the whole: of the domain that fares worst.
+    fn whole(&self) -> Option<PipelineStatus> {
+        let mut whole = self.domains.values().max_by_key(|status| status.state.gravity())?.clone();
+        whole.restarts = self.domains.values().map(|status| status.restarts).sum();
+        if let (None, Some((stage, note))) = (&whole.reason, self.notes.first_key_value()) {
+            whole.stage = Some(stage.to_string());
+            whole.reason = Some(note.clone());
+        }
+        Some(whole)
+    }
+}
+
 impl StatusBoard {
-    fn board(&self) -> MutexGuard<'_, Board> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A handle through which the status of one epoch domain of a pipeline is published.
+    #[must_use]
+    pub fn of_domain(&self, domain: &Arc<str>) -> Self {
+        Self { board: Arc::clone(&self.board), domain: Arc::clone(domain) }
     }
 
-    /// Publishes the status of a pipeline.
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes the status of a pipeline, or of one of its domains.
     pub fn publish(&self, status: PipelineStatus) {
-        self.board().pipelines.insert(Arc::clone(&status.pipeline), status);
+        let mut board = self.board();
+        let published = board.pipelines.entry(Arc::clone(&status.pipeline)).or_default();
+        published.domains.insert(Arc::clone(&self.domain), status);
+    }
+
+    /// Publishes what a person should know of a stage, though its pipeline goes on.
+    pub fn note(&self, pipeline: &Arc<str>, stage: &Arc<str>, note: String) {
+        let mut board = self.board();
+        let published = board.pipelines.entry(Arc::clone(pipeline)).or_default();
+        published.notes.insert(Arc::clone(stage), note);
     }
 
     /// The status of one pipeline.
     #[must_use]
     pub fn get(&self, pipeline: &str) -> Option<PipelineStatus> {
-        self.board().pipelines.get(pipeline).cloned()
+        self.board().pipelines.get(pipeline)?.whole()
     }
 
     /// The status of all pipelines, by name.
     #[must_use]
     pub fn all(&self) -> Vec<PipelineStatus> {
-        self.board().pipelines.values().cloned().collect()
+        self.board().pipelines.values().filter_map(Published::whole).collect()
     }
 
     /// Publishes what the process is doing.

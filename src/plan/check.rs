@@ -4,13 +4,16 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::declared::Declared;
+use super::domains::divide;
 use super::draft::{self, Chosen, Component, Draft, listed};
 use super::graph::order;
-use super::guarantee::{self, Parts, Places};
 use super::loops::Loops;
 use super::parallelism::lanes;
+use super::paths::{self, NamedPlaces};
 use super::resolve::{Link, Links, Stage, resolve};
-use super::{CompileOptions, Guarantee, OnError, Plan, SinkStage, SourceStage, Tables, TransformStage, Upstream};
+use super::{
+    Buffer, CompileOptions, Guarantee, OnError, Plan, SinkStage, SourceStage, Tables, TransformStage, Upstream,
+};
 use crate::component::{
     CheckContext, CompiledSink, CompiledSource, CompiledTransform, Port, Problem, Severity, Span, nearest,
 };
@@ -258,13 +261,21 @@ impl<'a> Compiler<'a> {
                 from: std::mem::take(&mut transform_inputs[at]),
                 compiled: compiled_transforms[at].take()?,
                 on_error: of_transforms[at],
+                buffer: buffer_of(component),
             });
         }
         let mut sinks = Vec::new();
         let compiled = draft.sinks.iter().zip(self.sinks);
         for (((component, compiled), from), &on_error) in compiled.zip(sink_inputs).zip(of_sinks) {
             let kind = component.chosen?.kind;
-            sinks.push(SinkStage { name: Arc::clone(&component.name), kind, from, compiled: compiled?, on_error });
+            sinks.push(SinkStage {
+                name: Arc::clone(&component.name),
+                kind,
+                from,
+                compiled: compiled?,
+                on_error,
+                buffer: buffer_of(component),
+            });
         }
         let dead_letter = match &draft.dead_letter {
             None => None,
@@ -274,39 +285,24 @@ impl<'a> Compiler<'a> {
                 from: Vec::new(),
                 compiled: self.dead_letter?,
                 on_error: OnError::Stop,
+                buffer: None,
             }),
         };
         if sources.is_empty() || sinks.is_empty() {
             return None;
         }
-        let parts = Parts {
-            sources: &sources,
-            transforms: &transforms,
-            sinks: &sinks,
-            dead_letter: dead_letter.as_ref(),
-            commit_interval: draft.commit_interval,
-            stated: draft.guarantee.as_ref().map(|stated| stated.value),
-        };
-        let places = Places {
-            sources: draft.sources.iter().map(|component| component.span).collect(),
-            sinks: draft.sinks.iter().map(|component| component.span).collect(),
-            dead_letter: draft.dead_letter.as_ref().map(|component| component.span),
-            commit_interval: draft.commit_interval_at,
-        };
-        guarantee::check(&parts, draft.guarantee.as_ref(), &places, problems);
-        let paths = parts.paths();
-        let transactional = parts.stated == Some(Guarantee::ExactlyOnce) && parts.shared_transaction().is_some();
         let partitioned = sources.iter().any(|source| source.compiled.traits.partitioned);
-        Some(Plan {
+        let mut plan = Plan {
             name: Arc::clone(&draft.name),
+            domain: None,
             file: self.document.file.path.clone(),
             declared: Declared::of(
                 self.document,
                 draft.dead_letter.as_ref().and_then(|component| component.chosen).map(|chosen| chosen.config),
             ),
-            guarantee: paths.iter().map(|path| path.guarantee).min().unwrap_or(Guarantee::AtLeastOnce),
-            paths,
-            transactional,
+            guarantee: Guarantee::AtLeastOnce,
+            paths: Vec::new(),
+            transactional: false,
             commit_interval: draft.commit_interval,
             lanes: lanes(draft.parallelism, partitioned, self.options.cores),
             memory: draft.memory,
@@ -314,8 +310,30 @@ impl<'a> Compiler<'a> {
             transforms,
             sinks,
             dead_letter,
-        })
+        };
+        if let Err(idle) = divide(&plan.transforms, &plan.sinks) {
+            let transforms = order.iter().map(|at| &draft.transforms[*at]);
+            let stages: Vec<_> = transforms.chain(&draft.sinks).collect();
+            problems.extend(idle.into_iter().map(|at| separates_nothing(stages[at])));
+            return None;
+        }
+        paths::derive(&mut plan, draft.guarantee.as_ref(), &NamedPlaces::of(draft), problems);
+        Some(plan)
     }
+}
+
+fn buffer_of(component: &Component<'_>) -> Option<Buffer> {
+    let (config, _) = component.buffer.as_ref()?;
+    Some(Buffer { disk: config.disk.0, when_full: config.when_full })
+}
+
+fn separates_nothing(component: &Component<'_>) -> Problem {
+    let span = component.buffer.as_ref().map_or(component.span, |(_, span)| *span);
+    let words = format!(
+        "the buffer of `{}` separates nothing: what stands before it and what stands behind it meet again",
+        component.name
+    );
+    Problem::error(span, words).help("let each of them go to a stage of its own, or remove this buffer")
 }
 
 fn port_of(output: usize) -> Port {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::parallelism::MOST_LANES;
 use super::{Guarantee, OnError, Tables};
+use crate::clients::buffer::BufferConfig;
 use crate::component::node::{Key, Kind, Node, read, read_at};
 use crate::component::{ByteSize, HumanDuration, Problem, Span, Spanned, nearest};
 use crate::config::Document;
@@ -21,8 +22,8 @@ const KEYS: &[&str] =
 /// The keys that may stand beside the kind of a component.
 const BESIDE: &[&str] = &["name", "from", "on_error", "parallelism", "buffer", "was"];
 
-/// A name that is given to every pipeline's dead letter.
-pub(super) const DEAD_LETTER: &str = "dead_letter";
+/// The name of every pipeline's dead letter.
+pub const DEAD_LETTER: &str = "dead_letter";
 
 /// A pipeline as its file declares it.
 #[derive(Debug)]
@@ -50,6 +51,8 @@ pub(super) struct Component<'a> {
     pub(super) chosen: Option<Chosen<'a>>,
     pub(super) from: From,
     pub(super) on_error: Option<Spanned<OnError>>,
+    /// The disk buffer before it, and the place of the word.
+    pub(super) buffer: Option<(BufferConfig, Span)>,
 }
 
 /// The kind of a component, found in its table.
@@ -351,7 +354,7 @@ impl Reader<'_> {
     }
 
     fn component<'a>(&mut self, name: Arc<str>, span: Span, node: &'a Node, section: Section) -> Component<'a> {
-        let mut component = Component { name, span, chosen: None, from: From::Default, on_error: None };
+        let mut component = Component { name, span, chosen: None, from: From::Default, on_error: None, buffer: None };
         let entries = match &node.kind {
             Kind::Map(entries) => entries,
             Kind::Broken => {
@@ -371,6 +374,9 @@ impl Reader<'_> {
                     component.from = self.from(key, value);
                 }
                 "on_error" if section != Section::DeadLetter => component.on_error = self.on_error(value, section),
+                "buffer" if matches!(section, Section::Transform | Section::Sink) => {
+                    component.buffer = self.buffer(key, value);
+                }
                 "from" | "on_error" | "name" | "parallelism" | "buffer" | "was" => self.misplaced(key, section),
                 _ => {}
             }
@@ -406,6 +412,13 @@ impl Reader<'_> {
                 "`parallelism` of a single stage is not supported yet".to_owned(),
                 "set it for the whole pipeline, at the top",
             ),
+            ("buffer", Section::Source) => {
+                ("a source has no buffer".to_owned(), "write `buffer` on the stages that read it")
+            }
+            ("buffer", _) => (
+                "the dead letter has no buffer of its own".to_owned(),
+                "remove `buffer`: where stages have buffers, the dead letter gets one by itself",
+            ),
             (name, _) => (format!("`{name}` is not supported yet"), "remove it"),
         };
         self.problems.push(Problem::error(key.span, words).help(help));
@@ -440,7 +453,7 @@ impl Reader<'_> {
 
     fn unknown_kind(&self, key: &Key, section: Section, kinds: &[&'static str], chosen: Option<&str>) -> Problem {
         let name = key.name.as_str();
-        let beside = BESIDE.iter().copied().filter(|key| !matches!(*key, "parallelism" | "buffer" | "was"));
+        let beside = BESIDE.iter().copied().filter(|key| !matches!(*key, "parallelism" | "was"));
         if let Some(kind) = chosen {
             let problem = Problem::error(key.span, format!("unknown key `{name}` beside `{kind}`"));
             return match nearest(name, beside) {
@@ -497,6 +510,29 @@ impl Reader<'_> {
             references.push(Reference { stage, output, span: name.span });
         }
         From::Named(references)
+    }
+
+    fn buffer(&mut self, key: &Key, node: &Node) -> Option<(BufferConfig, Span)> {
+        const SMALLEST: u64 = 1 << 20;
+        if !matches!(node.kind, Kind::Map(_) | Kind::Broken) {
+            let place = if node.is_null() { key.span } else { node.span };
+            let words = format!("expected the settings of a buffer, found {}", node.describe());
+            self.problems.push(Problem::error(place, words).help("write `buffer: { disk: 1GiB }`"));
+            return None;
+        }
+        let config: BufferConfig = match read_at(node, key.span) {
+            Ok(config) => config,
+            Err(problems) => {
+                self.problems.extend(problems);
+                return None;
+            }
+        };
+        if config.disk.0 < SMALLEST {
+            let words = format!("expected at least `1MiB`, found `{}`", config.disk.value);
+            let help = "it holds whole batches, and its space is freed by segments of an eighth of it";
+            self.problems.push(Problem::error(config.disk.span, words).help(help));
+        }
+        Some((config, key.span))
     }
 
     fn on_error(&mut self, node: &Node, section: Section) -> Option<Spanned<OnError>> {

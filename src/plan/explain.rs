@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-use super::{OnError, Plan, Upstream};
+use super::{Buffer, Domain, OnError, Plan, Upstream};
+use crate::clients::buffer::{KIND, WhenFull, name};
 use crate::component::{Acknowledges, ByteSize, HumanDuration, KeepsPositions, Port, Touched};
 
 /// What the plan does, and what it promises.
@@ -16,6 +17,7 @@ pub fn explain(plan: &Plan) -> String {
     page.transforms();
     page.sinks();
     page.channels();
+    page.domains();
     page.out
 }
 
@@ -116,6 +118,7 @@ impl Page<'_> {
             let answers = match traits.acknowledges {
                 Acknowledges::Durable => "answers when records are durable",
                 Acknowledges::Received => "answers when records were received",
+                Acknowledges::UnlessFull => "answers when records are durable, or dropped for want of room",
                 Acknowledges::Nothing => "answers nothing",
             };
             let instances = if traits.per_lane { "one in each lane" } else { "one, where the lanes merge" };
@@ -146,23 +149,49 @@ impl Page<'_> {
     fn channels(&mut self) {
         self.section("channels");
         let plan = self.plan;
-        let transforms = plan.transforms.iter().map(|stage| (&stage.from, &stage.name));
-        let sinks = plan.sinks.iter().map(|stage| (&stage.from, &stage.name));
-        for (from, name) in transforms.chain(sinks) {
+        let transforms = plan.transforms.iter().map(|stage| (&stage.from, &stage.name, &stage.buffer));
+        let sinks = plan.sinks.iter().map(|stage| (&stage.from, &stage.name, &stage.buffer));
+        for (from, name, buffer) in transforms.chain(sinks) {
             for upstream in from {
-                let _ = writeln!(self.out, "  {} → {name}", self.upstream(*upstream));
+                let _ = writeln!(self.out, "  {} → {name}{}", self.upstream(*upstream), by_buffer(*buffer));
             }
         }
         if let Some(dead_letter) = &plan.dead_letter {
             let _ = writeln!(self.out, "  every stage → {}", dead_letter.name);
         }
         let _ = writeln!(self.out, "  All are bounded: a stage that is slow slows down what stands before it.");
-        if plan.sinks.len() > 1 {
+        if plan.sinks.len() > 1 && plan.count_domains() == 1 {
             let _ = writeln!(
                 self.out,
                 "  A sink that does not answer holds back all of them: this pipeline commits as one."
             );
         }
+    }
+
+    /// What commits together, where that is not the whole.
+    fn domains(&mut self) {
+        let domains = self.plan.domains();
+        if domains.len() == 1 {
+            return;
+        }
+        self.section("domains");
+        for (at, Domain { plan, reads, writes }) in domains.iter().enumerate() {
+            let sources = plan.sources.iter().take(plan.sources.len() - reads.len()).map(|stage| &*stage.name);
+            let transforms = plan.transforms.iter().map(|stage| &*stage.name);
+            let sinks = plan.sinks.iter().filter(|stage| stage.kind != KIND).map(|stage| &*stage.name);
+            let stages: Vec<_> = sources.chain(transforms).chain(sinks).collect();
+            let _ = writeln!(self.out, "  {}. {}", at + 1, stages.join(", "));
+            for (verb, links) in [("reads", reads), ("writes", writes)] {
+                let buffers: Vec<_> = links.iter().map(|link| format!("`{}`", name(link.stage()))).collect();
+                if !buffers.is_empty() {
+                    let _ = writeln!(self.out, "     {verb} {}", buffers.join(", "));
+                }
+            }
+        }
+        let _ = writeln!(
+            self.out,
+            "  Each commits by itself: what does not answer in one holds back no other while its buffer has room."
+        );
     }
 
     fn upstreams(&self, from: &[Upstream]) -> String {
@@ -180,6 +209,16 @@ impl Page<'_> {
             }
         }
     }
+}
+
+/// The buffer that a stage has before it.
+fn by_buffer(buffer: Option<Buffer>) -> String {
+    let Some(Buffer { disk, when_full }) = buffer else { return String::new() };
+    let full = match when_full {
+        WhenFull::Block => "waits",
+        WhenFull::Shed => "drops the newest",
+    };
+    format!(", by a buffer of {} on the disk; when it is full, {full}", ByteSize(disk))
 }
 
 /// A sentence in lines that fit a terminal.

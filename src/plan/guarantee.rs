@@ -29,6 +29,8 @@ pub(super) struct Parts<'a> {
     pub(super) commit_interval: Duration,
     /// What the file asks for.
     pub(super) stated: Option<Guarantee>,
+    /// Whether the whole pipeline could be exactly once.
+    pub(super) could_be_exact: bool,
 }
 
 impl Parts<'_> {
@@ -165,7 +167,7 @@ impl Parts<'_> {
             reason.push_str("; `");
             reason.push_str(&sink.name);
             reason.push_str("` says that records were received, not that they are durable");
-        } else if transaction.is_some() {
+        } else if self.could_be_exact {
             reason.push_str("; `guarantee: exactly_once` is possible here");
         }
         (Guarantee::AtLeastOnce, reason)
@@ -186,9 +188,16 @@ fn loss_at_source(source: &SourceStage, interval: Duration) -> Option<String> {
 
 /// What a crash loses at a sink, if it loses anything.
 fn loss_at_sink(sink: &SinkStage) -> Option<String> {
-    (sink.compiled.traits.acknowledges == Acknowledges::Nothing).then(|| {
-        format!("`{}` acknowledges nothing: what it was given and did not keep is lost without a trace", sink.name)
-    })
+    let name = &sink.name;
+    match sink.compiled.traits.acknowledges {
+        Acknowledges::Nothing => {
+            Some(format!("`{name}` acknowledges nothing: what it was given and did not keep is lost without a trace"))
+        }
+        Acknowledges::UnlessFull => Some(format!(
+            "while `{name}` is full, the newest records are dropped, as `when_full: shed` says, and counted"
+        )),
+        Acknowledges::Durable | Acknowledges::Received => None,
+    }
 }
 
 /// Where the stages stand in the file.
@@ -274,4 +283,25 @@ fn interval_too_long(parts: &Parts<'_>) -> Option<String> {
 fn losses(parts: &Parts<'_>) -> Vec<String> {
     let sources = parts.sources.iter().filter_map(|source| loss_at_source(source, parts.commit_interval));
     sources.chain(parts.all_sinks().filter_map(loss_at_sink)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{mistake, planned};
+
+    #[test]
+    fn rule_10_an_interval_that_no_transaction_can_hold_is_refused_at_its_place() {
+        let text = |interval: &str| {
+            format!(
+                "guarantee: exactly_once\ncommit: {{ interval: {interval} }}\n\
+                 sources: {{ in: {{ kafka: {{ topics: [t] }} }} }}\nsinks: {{ out: {{ kafka: {{ topic: u }} }} }}\n"
+            )
+        };
+        assert!(planned(&text("4999ms")).0.is_some());
+        let (place, words) = mistake(&text("5s"));
+        assert_eq!(place, "5s");
+        assert!(words.contains("time out after 10s: it must be less than half of that"), "{words}");
+        let at_least_once = text("5s").replace("exactly_once", "at_least_once");
+        assert!(planned(&at_least_once).0.is_some(), "without a transaction nothing times out");
+    }
 }

@@ -6,12 +6,14 @@
 
 mod check;
 mod declared;
+mod domains;
 mod draft;
 mod explain;
 mod graph;
 mod guarantee;
 mod loops;
 mod parallelism;
+mod paths;
 mod replay;
 mod resolve;
 #[cfg(test)]
@@ -24,10 +26,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::clients::buffer::WhenFull;
 use crate::component::{CompiledSink, CompiledSource, CompiledTransform, Port, SinkSpec, SourceSpec, TransformSpec};
 
 pub use check::{compile, declared_name};
 pub use declared::Declared;
+pub use domains::Domain;
+pub use draft::DEAD_LETTER;
 pub use explain::explain;
 pub use guarantee::PathGuarantee;
 pub use parallelism::MOST_LANES;
@@ -132,6 +137,8 @@ pub enum Upstream {
 pub struct Plan {
     /// Its name.
     pub name: Arc<str>,
+    /// The domain of the pipeline that this is, if it is one of several and not the first; see [`Plan::domains`].
+    pub domain: Option<Arc<str>>,
     /// The file that declares it.
     pub file: PathBuf,
     /// What is kept of the file's text.
@@ -156,6 +163,15 @@ pub struct Plan {
     pub sinks: Vec<SinkStage>,
     /// Where rejected records go.
     pub dead_letter: Option<SinkStage>,
+}
+
+/// A disk buffer before a stage: it ends an epoch domain and begins another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffer {
+    /// The bytes that it may take on the disk.
+    pub disk: u64,
+    /// What happens when it is full.
+    pub when_full: WhenFull,
 }
 
 /// The kind of the sources that read a dead letter again. No pipeline file can name it.
@@ -195,6 +211,8 @@ pub struct TransformStage {
     pub compiled: CompiledTransform,
     /// What becomes of a record that it refuses.
     pub on_error: OnError,
+    /// The disk buffer before it.
+    pub buffer: Option<Buffer>,
 }
 
 /// A sink of a plan.
@@ -210,4 +228,6 @@ pub struct SinkStage {
     pub compiled: CompiledSink,
     /// What becomes of a record that it refuses.
     pub on_error: OnError,
+    /// The disk buffer before it.
+    pub buffer: Option<Buffer>,
 }

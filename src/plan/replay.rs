@@ -102,6 +102,8 @@ impl Plan {
         };
         for (at, mut stage) in self.transforms.into_iter().enumerate() {
             stage.from = upstreams(&stage.from, &moved, entering(Entry::Transform(at)));
+            // It ends with its last letter, so nothing is gained by a buffer.
+            stage.buffer = None;
             moved.push((!stage.from.is_empty()).then_some(transforms.len()));
             if !stage.from.is_empty() {
                 transforms.push(stage);
@@ -110,6 +112,7 @@ impl Plan {
         let mut sinks = Vec::new();
         for (at, mut stage) in self.sinks.into_iter().enumerate() {
             stage.from = upstreams(&stage.from, &moved, entering(Entry::Sink(at)));
+            stage.buffer = None;
             if !stage.from.is_empty() {
                 sinks.push(stage);
             }
@@ -121,6 +124,7 @@ impl Plan {
             dead_letter: self.dead_letter.as_ref(),
             commit_interval: self.commit_interval,
             stated: self.transactional.then_some(Guarantee::ExactlyOnce),
+            could_be_exact: false,
         };
         if self.transactional && parts.shared_transaction().is_none() {
             return Err(format!(

@@ -85,7 +85,9 @@ fn sink(acknowledges: Acknowledges, kinds: &'static [&'static str]) -> CompiledS
         traits: SinkTraits {
             acknowledges,
             transactional_with: kinds,
-            transaction_timeout: None,
+            transaction_timeout: kinds
+                .contains(&crate::component::KAFKA_TRANSACTION)
+                .then_some(std::time::Duration::from_secs(10)),
             idempotent_by_key: false,
             per_lane: kinds.contains(&"kafka"),
             carries_headers: true,

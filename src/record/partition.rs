@@ -33,6 +33,9 @@ impl fmt::Display for Partition {
 pub struct Position(pub i64);
 
 impl Position {
+    /// Committed in place of a position, it removes the entry of its partition: nothing will be read of it any more.
+    pub const FORGOTTEN: Self = Self(i64::MIN);
+
     /// How many bits of a position count as offsets do.
     pub const OFFSET_BITS: u32 = 44;
 

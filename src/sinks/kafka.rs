@@ -415,10 +415,13 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::clients::kafka::config::OptionValue;
-    use crate::clients::kafka::fixture::{Process, batch, check, draft, here, unique, write};
+    use futures::StreamExt;
+
+    use crate::clients::kafka::fixture::{Process, SOON, batch, check, draft, here, run, unique, write};
     use crate::clients::kafka::raw::MockBroker;
     use crate::component::BoxSink;
     use crate::record::Draft;
+    use crate::sources::kafka::tests as sources;
 
     pub(crate) fn config(topic: &str) -> KafkaConfig {
         KafkaConfig {
@@ -528,6 +531,43 @@ pub(crate) mod tests {
         let refused = sink.write(alone).await.unwrap().await.unwrap().refused;
         assert!(refused[0].error.contains("the topic takes at most"), "{}", refused[0].error);
         write(&mut sink, &[draft(&large[..299_000])]).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_15_keys_go_where_java_clients_send_them() {
+        let (topic, process) = (unique("keys"), Process::new("one", false));
+        let mut sink = sink_to(&process, config(&topic)).await;
+        // Kafka's own tests say which number each of these texts has; what matters is its rest by four partitions.
+        for (key, hash) in
+            [("foobar", -790_332_482_i32), ("21", -973_932_308), ("a-little-bit-long-string", -985_981_536)]
+        {
+            let expected = (hash & i32::MAX) % 4;
+            write(&mut sink, &[Draft { key: Some(key.as_bytes()), ..draft(key) }]).await;
+            let (mut source, _) = process.source(&sources::compiled(sources::config(&unique("group"), &topic)));
+            let (cx, _requests) = run();
+            let mut stream = source.stream(cx);
+            let at = loop {
+                let pulled = tokio::time::timeout(SOON, stream.next()).await.unwrap().unwrap().unwrap();
+                let batch = pulled.batch;
+                if batch.records().iter().any(|record| batch.key(record) == Some(key.as_bytes())) {
+                    break batch.origin().number;
+                }
+            };
+            assert_eq!(at, expected, "{key}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_17_pipelines_share_no_client() {
+        let connection = {
+            let mut check = check();
+            let brokers = here("embedded".to_owned());
+            Connection::check(Role::Producer, &brokers, None, None, &Options::new(), &mut check).unwrap()
+        };
+        let (one, other) = (Process::new("one", false), Process::new("one", false));
+        let of = |process: &Process| shared_producer(&connection, &process.context("out"));
+        assert!(Arc::ptr_eq(&of(&one), &of(&one)));
+        assert!(!Arc::ptr_eq(&of(&one), &of(&other)));
     }
 
     #[tokio::test(flavor = "multi_thread")]

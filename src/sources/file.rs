@@ -3,38 +3,42 @@
 //! One line is one record; its position is the byte just past its newline. Resuming from a committed position
 //! therefore neither skips nor repeats a line.
 //!
-//! A file that is truncated or replaced begins anew, and positions may only grow: so a position also counts how often
-//! that happened to its file, in the bits above the offset.
+//! A file is known by what it is, not by its name, and each is a partition of its own: the path under which it was found
+//! first, and a number, for under one path there are many files in the course of time.
 
+mod content;
 mod cursor;
+mod follow;
+mod identity;
 mod listing;
+mod marks;
+mod moved;
+mod once;
 mod reader;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_stream::try_stream;
-use futures::stream::{BoxStream, Stream};
+use futures::stream::BoxStream;
 use glob::Pattern;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
-use self::listing::{is_pattern, list, missing, retry};
-use self::reader::{FileId, Place, Reader, Seen, end_of_lines};
-use crate::clients::lines::Tail;
+use self::follow::Held;
+use self::identity::FileId;
+use self::listing::is_pattern;
+use self::reader::Reader;
 use crate::codecs::Codec;
 use crate::component::{
-    BuiltSource, ByteSize, CheckContext, CompiledSource, KeepsPositions, LOCAL_TRANSACTION, Problem, Pulled, Source,
-    SourceConfig, SourceContext, SourceError, SourceTraits, Spanned,
+    BuiltSource, ByteSize, CheckContext, CompiledSource, HumanDuration, KeepsPositions, LOCAL_TRANSACTION, Problem,
+    Pulled, Source, SourceConfig, SourceContext, SourceError, SourceTraits, Spanned,
 };
 use crate::expr::Schema as BodySchema;
 use crate::observe::StageMetrics;
 use crate::record::Partition;
-use crate::runtime::Runtime;
 
 /// Reads lines from files: once, or for ever as they grow.
 ///
@@ -42,17 +46,34 @@ use crate::runtime::Runtime;
 /// file: { path: "/var/log/app/*.log", follow: true }
 /// ```
 ///
-/// One line is one record. A line ends with `\n` or `\r\n`, which is not part of the record; empty lines are no records.
-/// Files are read in the order of their names, each from its beginning, or from where the last run committed.
+/// One line is one record. A line ends with `\n` or `\r\n`, which is not part of the record; empty lines are no records. A
+/// line that is longer than `max_line_bytes` is refused with its beginning: it goes to the dead letter, if there is one.
+/// Files are read in the order of their names, each from its beginning, or from where the last run committed. `gzip` and
+/// `zstd` files are known by their first bytes, whatever their names, and unpacked. One that is damaged or cut off is read
+/// up to there and then refused, with what is wrong; the other files are read on, and so is the damaged one once it is
+/// repaired.
 ///
 /// **Read once** (the default): the pipeline ends at the end of the last file. What stands behind the last newline is a
-/// record too. No file under `path`, or a file that has become shorter than its committed position, is an error.
+/// record too. No file under `path`, or a file that does not hold any more what was read of it, is an error.
 ///
 /// **Followed** (`follow: true`): the pipeline never ends. Files that appear later are found within a second and read
 /// from their beginning; a file that does not exist yet is waited for. What stands behind the last newline waits for its
-/// own newline. A file that is truncated, or replaced by another of the same name, begins anew; of the replaced one the
-/// rest is read first. Files are known by their path: a pattern should not match the names that rotation gives to old
-/// files, or they are read twice. A rotation while the pipeline is down loses what was not read before.
+/// own newline. A compressed file is complete when its end was reached; one that is cut off is given 10 seconds to grow.
+///
+/// **Rotation.** A file is known by its inode, the moment of its birth, and what stood before the place up to which it was
+/// read, so that neither a new name nor an inode that is used again confuses it. It holds whether the process ran or not:
+///
+/// - A file that was renamed is read on, also under a name that `path` does not match, if it is still in its folder. It
+///   is read to its end before the file that took its name, and five seconds longer, for its writer may not have noticed
+///   yet; then what stands behind its last newline is a record.
+/// - A file that holds all that was read of one that is gone, or was truncated, is that file, and is read on: a copy
+///   (`copytruncate`), or the file compressed. Its name must go on from the other's, as `app.log.1`, `app.log-1.gz` and
+///   `app-1.log` do from `app.log`. As long as the other is there, such a file waits, for up to five seconds; then it is
+///   a file of its own.
+/// - Any other file is a new one: also one that is made anew under an old name, whatever it holds.
+///
+/// To miss nothing however often files are rotated while the process is down, let `path` match the names of old files too:
+/// `/var/log/app.log*`. What is written between a copy and the truncation behind it is lost to everybody.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileConfig {
@@ -67,9 +88,12 @@ pub(super) struct FileConfig {
     /// Where to begin with the files that are there at the very first start. For `follow: true` only.
     #[serde(default)]
     start_at: Option<Spanned<StartAt>>,
-    /// The longest line. A longer one stops the pipeline: it can be neither held in memory nor left out in silence.
+    /// The longest line. A longer one is refused, with its beginning.
     #[serde(default = "max_line_bytes")]
     max_line_bytes: Spanned<ByteSize>,
+    /// How long the position of a file that is gone is kept. A file that comes back later is read from its beginning.
+    #[serde(default = "forget_after")]
+    forget_after: HumanDuration,
 }
 
 /// Where to begin where nothing was committed.
@@ -89,6 +113,10 @@ struct Paths(Vec<Spanned<String>>);
 
 fn max_line_bytes() -> Spanned<ByteSize> {
     Spanned { value: ByteSize(4 << 20), ..Spanned::default() }
+}
+
+fn forget_after() -> HumanDuration {
+    HumanDuration(Duration::from_hours(7 * 24))
 }
 
 impl<'de> Deserialize<'de> for Paths {
@@ -175,6 +203,7 @@ impl SourceConfig for FileConfig {
             follow: self.follow,
             start_at: self.start_at.map(|start_at| start_at.value).unwrap_or_default(),
             max_line_bytes: usize::try_from(self.max_line_bytes.0).unwrap_or(usize::MAX),
+            forget_after: self.forget_after.0,
         };
         Some(CompiledSource {
             traits,
@@ -185,9 +214,12 @@ impl SourceConfig for FileConfig {
                     settings: settings.clone(),
                     name: Arc::clone(&cx.component),
                     metrics: cx.metrics.clone(),
-                    followed: BTreeMap::new(),
+                    files: BTreeMap::new(),
+                    over: Vec::new(),
                     retired: VecDeque::new(),
-                    listed: false,
+                    held: HashMap::new(),
+                    first_start: false,
+                    trouble: None,
                 };
                 Ok(BuiltSource { source: Box::new(source), positions: None })
             }),
@@ -195,35 +227,31 @@ impl SourceConfig for FileConfig {
     }
 }
 
-/// New files are looked for this often.
-const LISTING: Duration = Duration::from_secs(1);
-/// Files that are read to their end are looked at this often.
-const WATCHING: Duration = Duration::from_millis(100);
-/// A file that was replaced is read on for this long: its writer may not have noticed yet.
-const LINGER: Duration = Duration::from_secs(5);
-/// Files kept open while they wait for more. Far below the usual limit of 1024.
-const MAX_OPEN: usize = 256;
-/// Replaced files kept open, so that a rewind across a rotation finds them.
-const MAX_RETIRED: usize = 64;
-
 #[derive(Debug, Clone)]
 struct Settings {
     paths: Arc<[String]>,
     follow: bool,
     start_at: StartAt,
     max_line_bytes: usize,
+    forget_after: Duration,
 }
 
 struct FileSource {
     settings: Settings,
     name: Arc<str>,
     metrics: StageMetrics,
-    /// The files that are followed, by path; they outlive a run, so that a rewind knows what was replaced meanwhile.
-    followed: BTreeMap<Arc<str>, Reader>,
-    /// Files that were replaced, latest last.
-    retired: VecDeque<Retired>,
-    /// Whether files were looked for before: those found later are read from their beginning.
-    listed: bool,
+    /// The files that are followed; they outlive a run, so that a rewind knows what has become of them meanwhile.
+    files: BTreeMap<Arc<Partition>, Reader>,
+    /// Files whose content is nowhere any more.
+    over: Vec<Reader>,
+    /// Files that were read to their end after they had lost their names, latest last.
+    retired: VecDeque<Arc<Partition>>,
+    /// Files that look like copies of others, which are still there.
+    held: HashMap<FileId, Held>,
+    /// Whether no file was ever found: those found later are read from their beginning.
+    first_start: bool,
+    /// What could not be listed, once it was logged.
+    trouble: Option<String>,
 }
 
 impl Source for FileSource {
@@ -233,189 +261,8 @@ impl Source for FileSource {
 }
 
 impl FileSource {
-    fn read_once(&mut self, cx: SourceContext) -> impl Stream<Item = Result<Pulled, SourceError>> + Send + '_ {
-        try_stream! {
-            for path in list(&cx.runtime, &self.settings).await? {
-                let mut reader = self.reader(&path);
-                reader.take_up(cx.resume_from(&reader.origin).map(Place::of).unwrap_or_default());
-                let len = reader.open(&cx.runtime).await.map_err(|error| missing(&path, &error))?;
-                let committed = reader.place.offset;
-                if len < committed {
-                    Err(SourceError::Fatal(format!(
-                        "`{path}` has become shorter than what was read of it: it has {len} bytes, and {committed} were \
-                         committed; restore it, give it another name, or say `follow: true` to begin anew"
-                    )))?;
-                }
-                while let Some(pulled) = reader.read(&cx.runtime, Tail::Last).await? {
-                    yield pulled;
-                }
-            }
-        }
-    }
-
-    fn follow(&mut self, cx: SourceContext) -> impl Stream<Item = Result<Pulled, SourceError>> + Send + '_ {
-        try_stream! {
-            self.rewind(&cx);
-            let runtime = &cx.runtime;
-            let mut next_listing = runtime.clock().now();
-            let mut next_look = next_listing;
-            loop {
-                let now = runtime.clock().now();
-                if now >= next_listing {
-                    next_listing = now + LISTING;
-                    for pulled in self.find(&cx).await? {
-                        yield pulled;
-                    }
-                }
-                if now >= next_look {
-                    next_look = now + WATCHING;
-                    for pulled in self.look(runtime).await? {
-                        yield pulled;
-                    }
-                }
-                let mut open = self.followed.values().filter(|reader| reader.file.is_some()).count();
-                let mut none_was_ready = true;
-                for reader in self.followed.values_mut().filter(|reader| reader.ready) {
-                    none_was_ready = false;
-                    if reader.file.is_none() {
-                        match reader.open(runtime).await {
-                            Ok(_) => open += usize::from(reader.file.is_some()),
-                            Err(error) => reader.complain(&self.name, &self.metrics, &error),
-                        }
-                    }
-                    // One read of each, so that a large file does not hold up the others.
-                    while let Some(pulled) = reader.read(runtime, Tail::Open).await? {
-                        yield pulled;
-                        if !reader.holds_batches() {
-                            break;
-                        }
-                    }
-                    if open > MAX_OPEN && reader.file.take().is_some() {
-                        open -= 1;
-                    }
-                }
-                if none_was_ready {
-                    runtime.sleep_until(next_look.min(next_listing)).await;
-                }
-            }
-        }
-    }
-
-    fn reader(&self, path: &Arc<str>) -> Reader {
-        let origin = Partition { source: Arc::clone(&self.name), topic: Arc::clone(path), number: 0 };
-        Reader::new(origin, self.settings.max_line_bytes)
-    }
-
-    /// Puts all files back to what was committed.
-    fn rewind(&mut self, cx: &SourceContext) {
-        for (path, reader) in &mut self.followed {
-            let place = cx.resume_from(&reader.origin).map_or(reader.first, Place::of);
-            if place.generation == reader.place.generation {
-                reader.take_up(place);
-            } else if let Some(retired) = self.retired.iter().find(|old| old.is(path, place.generation)) {
-                reader.file = Some(Arc::clone(&retired.file));
-                reader.id = Some(retired.id);
-                reader.take_up(place);
-            } else {
-                tracing::error!(
-                    component = &*self.name,
-                    path = &**path,
-                    "the file was truncated before all that had been read of it was committed: lines are lost"
-                );
-                reader.take_up(Place { offset: 0, ..reader.place });
-            }
-        }
-    }
-
-    /// Looks for files that are not followed yet.
-    async fn find(&mut self, cx: &SourceContext) -> Result<Vec<Pulled>, SourceError> {
-        let of_this_source = |partition: &Partition| partition.source == self.name;
-        let first_start = !self.listed && !cx.committed.keys().any(of_this_source);
-        let mut pulled = Vec::new();
-        for path in list(&cx.runtime, &self.settings).await? {
-            if self.followed.contains_key(&path) {
-                continue;
-            }
-            let mut reader = self.reader(&path);
-            if let Some(position) = cx.resume_from(&reader.origin) {
-                reader.first = Place::of(position);
-            } else if first_start && self.settings.start_at == StartAt::End {
-                let file = Arc::clone(&path);
-                let end = cx.runtime.blocking(move || end_of_lines(&file)).await;
-                reader.first.offset = end.map_err(|error| retry(&path, "cannot read", &error))?;
-                // Said at once, so that it is committed: after a crash the end may be elsewhere.
-                pulled.push(reader.moved_to(reader.first)?);
-            }
-            reader.take_up(reader.first);
-            self.followed.insert(path, reader);
-        }
-        self.listed = true;
-        Ok(pulled)
-    }
-
-    /// Looks at the files that wait: has one grown, or was it truncated or replaced?
-    async fn look(&mut self, runtime: &Runtime) -> Result<Vec<Pulled>, SourceError> {
-        let waiting = self.followed.iter().filter(|(_, reader)| !reader.ready);
-        let looks: Vec<_> = waiting.map(|(path, reader)| (Arc::clone(path), reader.look())).collect();
-        let look_at_all = move || looks.into_iter().map(|(path, look)| (path, look())).collect::<Vec<_>>();
-        let mut pulled = Vec::new();
-        for (path, seen) in runtime.blocking(look_at_all).await {
-            let reader = self.followed.get_mut(&path).expect("a file once found is followed for ever");
-            let component = &*self.name;
-            match seen {
-                Seen::Same => reader.replaced_since = None,
-                Seen::Ready(id) => {
-                    reader.id.get_or_insert(id);
-                    reader.ready = true;
-                }
-                Seen::Truncated => {
-                    tracing::warn!(component, path = &*path, "the file was truncated: it is read from its beginning");
-                    pulled.push(reader.begin_anew()?);
-                }
-                Seen::Replaced | Seen::Missing if reader.id.is_none() => {}
-                Seen::Replaced | Seen::Missing => {
-                    let now = runtime.clock().now();
-                    let since = *reader.replaced_since.get_or_insert(now);
-                    if now.duration_since(since) < LINGER {
-                        continue;
-                    }
-                    // Nobody will end its last line now.
-                    while let Some(rest) = reader.read(runtime, Tail::Last).await? {
-                        pulled.push(rest);
-                    }
-                    tracing::info!(
-                        component,
-                        path = &*path,
-                        "the file was replaced or removed, and is read to its end"
-                    );
-                    if let (Some(file), Some(id)) = (reader.file.take(), reader.id.take()) {
-                        let generation = reader.place.generation;
-                        self.retired.push_back(Retired { path: Arc::clone(&path), generation, id, file });
-                        if self.retired.len() > MAX_RETIRED {
-                            self.retired.pop_front();
-                        }
-                    }
-                    reader.id = None;
-                    pulled.push(reader.begin_anew()?);
-                }
-                Seen::Failed(error) => reader.complain(component, &self.metrics, &error),
-            }
-        }
-        Ok(pulled)
-    }
-}
-
-/// A file that was replaced.
-struct Retired {
-    path: Arc<str>,
-    generation: i64,
-    id: FileId,
-    file: Arc<File>,
-}
-
-impl Retired {
-    fn is(&self, path: &Arc<str>, generation: i64) -> bool {
-        self.path == *path && self.generation == generation
+    fn partition(&self, path: &Arc<str>, number: i32) -> Partition {
+        Partition { source: Arc::clone(&self.name), topic: Arc::clone(path), number }
     }
 }
 
@@ -423,13 +270,15 @@ impl Retired {
 mod tests {
     use std::fs::{self, OpenOptions};
     use std::io::Write;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use proptest::prelude::*;
     use tempfile::TempDir;
 
+    use super::content::testing::{gzip, numbered, zstandard};
+    use super::follow::MAX_OPEN;
     use super::*;
-    use crate::record::Position;
+    use crate::record::{BatchBuilder, Position};
     use crate::testing::harness::{self, SourceRun, texts};
 
     fn folder() -> TempDir {
@@ -442,6 +291,22 @@ mod tests {
 
     fn source(folder: &TempDir, path: &str, more: &str) -> SourceRun {
         harness::source(&format!("file: {{ path: \"{}/{path}\", codec: raw{more} }}", folder.path().display()))
+    }
+
+    /// The committed positions of files: name, number, position.
+    fn positions(run: &SourceRun) -> Vec<(&str, i32, i64)> {
+        let files = run.committed().iter().filter(|(file, _)| file.topic.starts_with('/'));
+        files.map(|(file, at)| (file.topic.rsplit('/').next().unwrap(), file.number, at.0)).collect()
+    }
+
+    /// The next lines, in their order for each file; committed.
+    async fn lines(run: &mut SourceRun, count: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        while lines.len() < count {
+            let pulled = run.next_batch().await.commit();
+            lines.extend(texts(&pulled.batch));
+        }
+        lines
     }
 
     fn fatal(error: SourceError) -> String {
@@ -470,7 +335,7 @@ mod tests {
         append(&path, "one\r\n\ntwo\nthree");
         let mut run = source(&folder, "in.txt", "");
         assert_eq!(run.rest().await, ["one", "two", "three"]);
-        assert_eq!(run.committed().values().collect::<Vec<_>>(), [&Position(15)]);
+        assert_eq!(positions(&run), [("in.txt", 0, 15)]);
         assert_eq!(run.restart().await.rest().await, [""; 0]);
         append(&path, "\nfour");
         assert_eq!(run.restart().await.rest().await, ["four"]);
@@ -520,17 +385,187 @@ mod tests {
         assert!(error.contains("shorter") && error.contains("in.txt"), "{error}");
     }
 
+    /// All that comes, in order: lines, and `!` with the reason of what is refused.
+    async fn all(run: &mut SourceRun) -> Vec<String> {
+        let mut all = Vec::new();
+        while let Some(pulled) = run.pull().await {
+            let pulled = pulled.unwrap();
+            all.extend(texts(&pulled.batch));
+            all.extend(pulled.refused.iter().map(|refused| format!("!{}", refused.error)));
+            run.commit(&pulled);
+        }
+        all
+    }
+
     #[tokio::test]
-    async fn a_line_that_is_too_long_stops_the_source_where_it_begins() {
+    async fn a_line_that_is_too_long_is_refused_with_its_beginning_and_the_others_come_through() {
         let folder = folder();
-        append(&folder.path().join("in.txt"), &format!("one\n{}\ntwo\n", "x".repeat(1_000_000)));
+        let path = folder.path().join("in.txt");
+        append(&path, &format!("one\n{}\ntwo\n{}", "x".repeat(3_000_000), "y".repeat(1_000_000)));
         let mut run = source(&folder, "in.txt", ", max_line_bytes: 999999");
-        let first = run.next_batch().await.commit();
-        assert_eq!((texts(&first.batch), first.position), (vec!["one".to_owned()], Position(4)));
-        let error = fatal(run.error().await);
-        assert!(error.contains("the line at byte 4 of") && error.contains("max_line_bytes"), "{error}");
-        let mut run = source(&folder, "in.txt", ", max_line_bytes: 1000000");
-        assert_eq!(run.rest().await.len(), 3);
+        let refusal = |at, bytes| {
+            let path = path.display();
+            format!("!the line at byte {at} of `{path}` has {bytes} bytes, and 999999 are the most that is read of one")
+        };
+        assert_eq!(
+            all(&mut run).await,
+            ["one".into(), refusal(4, 3_000_000), "two".into(), refusal(3_000_009, 1_000_000)]
+        );
+        assert_eq!(positions(&run), [("in.txt", 0, 4_000_009)]);
+        let mut run = source(&folder, "in.txt", ", max_line_bytes: 3000000");
+        assert_eq!(run.rest().await.len(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_grows_without_end_is_refused_when_it_ends() {
+        let folder = folder();
+        let path = folder.path().join("app.log");
+        append(&path, "one\n");
+        let mut run = source(&folder, "app.log", ", follow: true, max_line_bytes: 1000");
+        run.next_batch().await.commit();
+        for _ in 0..10 {
+            append(&path, &"x".repeat(100_000));
+            assert!(run.pull_within(Duration::from_secs(2)).await.is_none());
+        }
+        append(&path, "\ntwo\n");
+        let pulled = run.pull().await.unwrap().unwrap();
+        assert_eq!((pulled.batch.len(), pulled.refused.len(), pulled.position), (0, 1, Position(1_000_005)));
+        assert_eq!(pulled.refused[0].batch.payload_bytes(), 16 << 10);
+        run.commit(&pulled);
+        assert_eq!(run.restart().await.next_batch().await.text(), "two");
+    }
+
+    #[tokio::test]
+    async fn compressed_files_are_known_by_their_content_and_resumed_in_the_middle() {
+        let folder = folder();
+        let text = numbered(100_000);
+        let (first, rest) = text.split_at(500_000);
+        for (name, bytes) in
+            [("gzip", [gzip(first), gzip(rest)].concat()), ("zstd.log", [zstandard(first), zstandard(rest)].concat())]
+        {
+            fs::write(folder.path().join(name), bytes).unwrap();
+            let mut run = source(&folder, name, "");
+            let mut lines = Vec::new();
+            for _ in 0..3 {
+                lines.extend(texts(&run.next_batch().await.commit().batch));
+                run.restart().await;
+            }
+            lines.extend(run.rest().await);
+            assert!(lines.iter().map(String::as_str).eq(text.lines()), "{name}: {} lines", lines.len());
+            assert_eq!(run.restart().await.rest().await, [""; 0]);
+        }
+    }
+
+    /// Commits the first half of what comes next, as a pipeline does that narrows a failure, and counts it as read. A file
+    /// of which no whole batch was committed is known by what it is, and not yet by what it holds.
+    async fn commit_half(run: &mut SourceRun, read: &mut Vec<(Arc<Partition>, String)>) {
+        while let Some(pulled) = run.pull_within(Duration::from_millis(500)).await {
+            let Pulled { batch, position, .. } = pulled.as_ref().unwrap().as_ref().unwrap();
+            let begun = run.committed().get(&**batch.origin()).is_some_and(|position| position.0 > 0);
+            if batch.len() < 2 || !begun {
+                let pulled = pulled.unwrap().unwrap();
+                read.extend(texts(&pulled.batch).into_iter().map(|line| (Arc::clone(pulled.batch.origin()), line)));
+                run.commit(&pulled);
+                continue;
+            }
+            let half = batch.len() / 2;
+            read.extend(texts(batch).into_iter().take(half).map(|line| (Arc::clone(batch.origin()), line)));
+            let behind = position.in_front_of(batch.records()[half].offset);
+            run.commit(&Pulled::new(batch.clone(), behind));
+            run.restart().await;
+            return;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_position_within_a_batch_is_resumed_from() {
+        let folder = folder();
+        for (name, bytes) in [("plain", numbered(100).into_bytes()), ("gzip", gzip(&numbered(100)))] {
+            let path = folder.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            let mut run = source(&folder, name, "");
+            let file = Partition { source: "component".into(), topic: path.to_str().unwrap().into(), number: 0 };
+            // Behind the first line.
+            run.commit(&Pulled::new(BatchBuilder::new(Arc::new(file), 0, 0).finish(), Position(7)));
+            run.restart().await;
+            let mut read = Vec::new();
+            commit_half(&mut run, &mut read).await;
+            commit_half(&mut run, &mut read).await;
+            let mut lines: Vec<_> = read.into_iter().map(|(_, line)| line).collect();
+            assert_eq!(lines.len(), 74);
+            lines.extend(run.rest().await);
+            assert!(lines.iter().map(String::as_str).eq(numbered(100).lines().skip(1)), "{lines:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_archive_is_refused_and_holds_up_no_other_file() {
+        let folder = folder();
+        let packed = gzip(&numbered(1000));
+        fs::write(folder.path().join("a.gz"), &packed[..packed.len() - 100]).unwrap();
+        append(&folder.path().join("b"), "b\n");
+        let mut run = source(&folder, "*", "");
+        let lines = all(&mut run).await;
+        let at = lines.iter().position(|line| line.starts_with('!')).unwrap();
+        assert!(
+            lines[at].contains("a.gz` cannot be read on from byte") && lines[at].contains("is cut off"),
+            "{}",
+            lines[at]
+        );
+        assert!(at > 500 && lines[at + 1..] == ["b"], "{lines:?}");
+        // Repaired, it is read on.
+        fs::write(folder.path().join("a.gz"), &packed).unwrap();
+        let rest = all(run.restart().await).await;
+        assert_eq!((at + rest.len(), rest.last().unwrap().as_str()), (1000, "line 999"));
+    }
+
+    #[tokio::test]
+    async fn a_bomb_fills_no_memory() {
+        let folder = folder();
+        let bomb = gzip(&"0".repeat(50 << 20));
+        assert!(bomb.len() < 1 << 20);
+        fs::write(folder.path().join("bomb.gz"), bomb).unwrap();
+        let mut run = source(&folder, "bomb.gz", "");
+        let pulled = run.pull().await.unwrap().unwrap();
+        assert_eq!((pulled.refused.len(), pulled.position), (1, Position(50 << 20)));
+        assert_eq!(pulled.refused[0].batch.payload_bytes(), 16 << 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_archive_that_is_still_being_written_is_waited_for() {
+        let folder = folder();
+        let path = folder.path().join("in.gz");
+        let packed = gzip(&numbered(1000));
+        fs::write(&path, &packed[..1]).unwrap();
+        let mut run = source(&folder, "*.gz", ", follow: true");
+        let mut read = Vec::new();
+        for end in [1000, packed.len() - 4, packed.len()] {
+            while let Some(pulled) = run.pull_within(Duration::from_secs(5)).await {
+                let pulled = pulled.unwrap().unwrap();
+                read.extend(texts(&pulled.batch));
+                assert!(pulled.refused.is_empty());
+            }
+            fs::write(&path, &packed[..end]).unwrap();
+        }
+        while let Some(pulled) = run.pull_within(Duration::from_secs(30)).await {
+            read.extend(texts(&pulled.unwrap().unwrap().batch));
+        }
+        assert_eq!((read.len(), read.last().unwrap().as_str()), (1000, "line 999"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_archive_that_stays_cut_off_is_refused_once() {
+        let folder = folder();
+        let packed = zstandard(&numbered(1000));
+        fs::write(folder.path().join("a.zst"), &packed[..packed.len() - 1]).unwrap();
+        append(&folder.path().join("b"), "b\n");
+        let mut run = source(&folder, "*", ", follow: true");
+        let mut refused = Vec::new();
+        while let Some(pulled) = run.pull_within(Duration::from_secs(60)).await {
+            refused.extend(pulled.unwrap().unwrap().refused);
+        }
+        assert_eq!(refused.len(), 1);
+        assert!(refused[0].error.contains("is cut off"), "{}", refused[0].error);
     }
 
     #[tokio::test(start_paused = true)]
@@ -576,21 +611,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_truncated_file_begins_anew_and_its_position_still_grows() {
+    async fn a_truncated_file_begins_anew_as_another_one() {
         let folder = folder();
         let path = folder.path().join("app.log");
         append(&path, "a long first line\n");
         let mut run = source(&folder, "app.log", ", follow: true");
-        let before = run.next_batch().await.commit().position;
+        assert_eq!(lines(&mut run, 1).await, ["a long first line"]);
         assert!(run.pull_within(Duration::from_secs(1)).await.is_none());
         fs::write(&path, "short\n").unwrap();
-        let received = run.next_batch().await;
-        assert_eq!(received.text(), "short");
-        assert!(received.position() > before);
-        // Longer than what was committed before, so only the position tells that it began anew.
-        received.commit();
+        assert_eq!(lines(&mut run, 1).await, ["short"]);
+        assert!(run.pull_within(Duration::from_secs(1)).await.is_none());
+        assert_eq!(positions(&run), [("app.log", 1, 6)], "of the first nothing is known any more");
+        // Longer than what was committed before.
         append(&path, "longer than the first line was\n");
-        assert_eq!(run.restart().await.next_batch().await.text(), "longer than the first line was");
+        assert_eq!(lines(run.restart().await, 1).await, ["longer than the first line was"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_written_anew_and_longer_is_not_mistaken_for_the_old_one() {
+        let folder = folder();
+        let path = folder.path().join("app.log");
+        for down in [false, true] {
+            fs::write(&path, "the old content\n").unwrap();
+            let mut run = source(&folder, "app.log", ", follow: true");
+            assert_eq!(lines(&mut run, 1).await, ["the old content"]);
+            assert!(run.pull_within(Duration::from_secs(1)).await.is_none());
+            fs::write(&path, "the new content, which is longer\nand more\n").unwrap();
+            if down {
+                run.restart().await;
+            }
+            assert_eq!(lines(&mut run, 2).await, ["the new content, which is longer", "and more"]);
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -602,6 +653,114 @@ mod tests {
         run.next_batch().await.commit();
         fs::write(&path, "short\n").unwrap();
         assert_eq!(run.restart().await.next_batch().await.text(), "short");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_read_before_a_rotation_is_read_after_it_even_if_the_process_was_down() {
+        type Rotate = fn(&Path, &Path);
+        let rotations: [(&str, Rotate); 4] = [
+            ("rename", |path, old| fs::rename(path, old).unwrap()),
+            ("copytruncate", |path, old| {
+                fs::copy(path, old).unwrap();
+                OpenOptions::new().write(true).open(path).unwrap().set_len(0).unwrap();
+            }),
+            ("compress", |path, old| {
+                fs::write(old.with_extension("1.gz"), gzip(&fs::read_to_string(path).unwrap())).unwrap();
+                fs::remove_file(path).unwrap();
+            }),
+            ("compress by zstd", |path, old| {
+                fs::write(old.with_extension("1.zst"), zstandard(&fs::read_to_string(path).unwrap())).unwrap();
+                fs::remove_file(path).unwrap();
+            }),
+        ];
+        for (name, rotate) in rotations {
+            // Whether the pattern matches the names of old files or not.
+            for pattern in ["app.log", "app.*"] {
+                let folder = folder();
+                let path = folder.path().join("app.log");
+                append(&path, "read\n");
+                let mut run = source(&folder, pattern, ", follow: true");
+                assert_eq!(lines(&mut run, 1).await, ["read"]);
+                append(&path, "not read\n");
+                rotate(&path, &folder.path().join("app.log.1"));
+                append(&path, "new\nfile\n");
+                run.restart().await;
+                assert_eq!(lines(&mut run, 3).await, ["not read", "new", "file"], "{name}, {pattern}");
+                append(&path, "more\n");
+                assert_eq!(lines(&mut run, 1).await, ["more"], "{name}, {pattern}");
+                assert!(run.pull_within(Duration::from_secs(1)).await.is_none());
+                let mut rest = Vec::new();
+                run.restart().await;
+                while let Some(pulled) = run.pull_within(Duration::from_secs(30)).await {
+                    rest.extend(texts(&pulled.unwrap().unwrap().batch));
+                }
+                assert_eq!(rest, [""; 0], "{name}, {pattern}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_removed_and_made_anew_is_a_new_one_whatever_it_holds() {
+        let folder = folder();
+        let path = folder.path().join("app.log");
+        append(&path, "the same line\n");
+        let mut run = source(&folder, "app.log", ", follow: true");
+        assert_eq!(lines(&mut run, 1).await, ["the same line"]);
+        for down in [false, true] {
+            fs::remove_file(&path).unwrap();
+            append(&path, "the same line\n");
+            if down {
+                run.restart().await;
+            }
+            assert_eq!(lines(&mut run, 1).await, ["the same line"], "{down}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_files_that_begin_alike_are_two() {
+        let folder = folder();
+        append(&folder.path().join("app.log"), "started\n");
+        let mut run = source(&folder, "app*.log", ", follow: true");
+        assert_eq!(lines(&mut run, 1).await, ["started"]);
+        append(&folder.path().join("app-2.log"), "started\n");
+        assert_eq!(lines(&mut run, 1).await, ["started"]);
+        append(&folder.path().join("app.log"), "one\n");
+        assert_eq!(lines(&mut run, 1).await, ["one"]);
+        append(&folder.path().join("app-2.log"), "two\n");
+        assert_eq!(lines(&mut run, 1).await, ["two"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_known_of_a_file_that_is_gone_is_forgotten_in_time() {
+        let folder = folder();
+        let path = folder.path().join("app.log");
+        append(&path, "one\n");
+        let mut run = source(&folder, "app.*", ", follow: true, forget_after: 1h");
+        assert_eq!(lines(&mut run, 1).await, ["one"]);
+        fs::remove_file(&path).unwrap();
+        let mut at = Vec::new();
+        while let Some(pulled) = run.pull_within(Duration::from_secs(2 * 3600)).await {
+            let pulled = pulled.unwrap().unwrap();
+            run.commit(&pulled);
+            at.push(run.committed().len());
+        }
+        assert_eq!(at.last(), Some(&0), "{at:?}");
+    }
+
+    #[tokio::test]
+    async fn a_position_that_an_earlier_version_stored_is_taken_up() {
+        let folder = folder();
+        let path = folder.path().join("in.txt");
+        append(&path, "one\ntwo\n");
+        for more in ["", ", follow: true"] {
+            let mut run = source(&folder, "in.txt", more);
+            let file = Partition { source: "component".into(), topic: path.to_str().unwrap().into(), number: 0 };
+            // The second generation of the file, behind its first line.
+            run.commit(&Pulled::new(BatchBuilder::new(Arc::new(file), 0, 0).finish(), Position((2 << 44) | 4)));
+            assert_eq!(lines(run.restart().await, 1).await, ["two"]);
+            assert_eq!(positions(&run), [("in.txt", 0, 8)]);
+            assert!(run.committed().len() > 1, "what it is known by is noted");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -715,16 +874,157 @@ mod tests {
             })?;
         }
 
+        /// Whatever rotation does, and whenever the process stops: each line comes once, and in order for each file.
         #[test]
-        fn a_place_is_a_position(generation in 0..1_i64 << 19, offset in 0..1_u64 << 44) {
-            let place = Place { generation, offset };
-            prop_assert_eq!(place.position().map(Place::of), Some(place));
+        fn rotation_neither_loses_nor_repeats_a_line(
+            steps in proptest::collection::vec((0..2_usize, step()), 1..40),
+            matches_old in any::<bool>(),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+            runtime.block_on(async {
+                let folder = folder();
+                let pattern = if matches_old { "*.log*" } else { "*.log" };
+                let mut run = source(&folder, pattern, ", follow: true");
+                let mut logs = [Log::new(&folder, "a"), Log::new(&folder, "b")];
+                let mut read = Vec::new();
+                for (log, step) in steps {
+                    match step {
+                        Step::Append(count) => logs[log].append(count),
+                        // A file of which nothing was read cannot be found again under a name that nobody looks for.
+                        Step::Rotate(how) if !matches_old => {
+                            logs[log].append(1);
+                            read_on(&mut run, &mut read, Duration::from_secs(20)).await;
+                            logs[log].append(3);
+                            logs[log].rotate(how);
+                        }
+                        Step::Rotate(how) => logs[log].rotate(how),
+                        Step::Half => commit_half(&mut run, &mut read).await,
+                        Step::Read => read_on(&mut run, &mut read, Duration::from_millis(500)).await,
+                        Step::Settle => read_on(&mut run, &mut read, Duration::from_secs(20)).await,
+                        Step::Rewind => drop(run.rewind().await),
+                        Step::Restart => drop(run.restart().await),
+                    }
+                }
+                read_on(&mut run, &mut read, Duration::from_secs(60)).await;
+                for log in logs {
+                    let mut of_log: Vec<_> = read.iter().filter(|(_, line)| line.starts_with(&log.name)).collect();
+                    of_log.sort_by_key(|(file, _)| Arc::clone(file));
+                    let in_order = of_log.windows(2).all(|pair| pair[0].0 != pair[1].0 || number(&pair[0].1) < number(&pair[1].1));
+                    prop_assert!(in_order, "{of_log:?}");
+                    let mut lines: Vec<_> = of_log.into_iter().map(|(_, line)| line.clone()).collect();
+                    lines.sort_by_key(|line| number(line));
+                    prop_assert_eq!(lines, log.written);
+                }
+                Ok(())
+            })?;
         }
     }
 
-    #[test]
-    fn the_longest_path_of_positions_is_an_error_and_no_wrap() {
-        assert_eq!(Place { generation: 0, offset: 1 << 44 }.position(), None);
-        assert_eq!(Place { generation: 1 << 19, offset: 0 }.position(), None);
+    #[derive(Debug, Clone, Copy)]
+    enum How {
+        Rename,
+        CopyTruncate,
+        Compress,
+        Truncate,
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Append(usize),
+        Rotate(How),
+        Read,
+        /// Commits half of a batch, and goes back.
+        Half,
+        /// Reads until all is at its end.
+        Settle,
+        Rewind,
+        Restart,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (1..40_usize).prop_map(Step::Append),
+            3 => prop_oneof![Just(How::Rename), Just(How::CopyTruncate), Just(How::Compress), Just(How::Truncate)]
+                .prop_map(Step::Rotate),
+            3 => Just(Step::Read),
+            1 => Just(Step::Half),
+            1 => Just(Step::Settle),
+            1 => Just(Step::Rewind),
+            2 => Just(Step::Restart),
+        ]
+    }
+
+    /// A log as a program writes it, and as logrotate treats it.
+    struct Log {
+        name: String,
+        path: PathBuf,
+        written: Vec<String>,
+        rotated: usize,
+    }
+
+    impl Log {
+        fn new(folder: &TempDir, name: &str) -> Self {
+            let path = folder.path().join(format!("{name}.log"));
+            Self { name: name.to_owned(), path, written: Vec::new(), rotated: 0 }
+        }
+
+        fn append(&mut self, count: usize) {
+            for _ in 0..count {
+                let line = format!("{} line {} of the log", self.name, self.written.len());
+                append(&self.path, &format!("{line}\n"));
+                self.written.push(line);
+            }
+        }
+
+        fn rotate(&mut self, how: How) {
+            if !self.path.exists() {
+                return;
+            }
+            let old = |file: usize, more: &str| format!("{}.{file}{more}", self.path.display());
+            match how {
+                How::Rename => {
+                    // As logrotate does it: all older ones move on.
+                    for file in (0..self.rotated).rev() {
+                        for more in ["", ".gz"] {
+                            if Path::new(&old(file, more)).exists() {
+                                fs::rename(old(file, more), old(file + 1, more)).unwrap();
+                            }
+                        }
+                    }
+                    fs::rename(&self.path, old(0, "")).unwrap();
+                    self.rotated += 1;
+                }
+                How::CopyTruncate => {
+                    fs::copy(&self.path, old(self.rotated, "")).unwrap();
+                    OpenOptions::new().write(true).open(&self.path).unwrap().set_len(0).unwrap();
+                    self.rotated += 1;
+                }
+                How::Compress => {
+                    for file in 0..self.rotated {
+                        if let Ok(text) = fs::read_to_string(old(file, "")) {
+                            fs::write(old(file, ".gz"), gzip(&text)).unwrap();
+                            fs::remove_file(old(file, "")).unwrap();
+                        }
+                    }
+                }
+                // Nothing is lost by it if nothing stands in it.
+                How::Truncate if fs::metadata(&self.path).unwrap().len() == 0 => fs::write(&self.path, "").unwrap(),
+                How::Truncate => {}
+            }
+        }
+    }
+
+    /// The number of a line that a [`Log`] wrote.
+    fn number(line: &str) -> usize {
+        line.split(' ').nth(2).unwrap().parse().unwrap()
+    }
+
+    /// Reads and commits until nothing has come for a time.
+    async fn read_on(run: &mut SourceRun, read: &mut Vec<(Arc<Partition>, String)>, limit: Duration) {
+        while let Some(pulled) = run.pull_within(limit).await {
+            let pulled = pulled.unwrap().unwrap();
+            read.extend(texts(&pulled.batch).into_iter().map(|line| (Arc::clone(pulled.batch.origin()), line)));
+            run.commit(&pulled);
+        }
     }
 }

@@ -251,10 +251,10 @@ impl Source for GenerateSource {
                 let last = made.pop();
                 for batch in made {
                     let end = batch.records().last().map_or(from, |record| record.offset + 1);
-                    yield Pulled { batch, position: Position(end), read_from: None };
+                    yield Pulled::new(batch, Position(end));
                 }
                 if let Some(batch) = last {
-                    yield Pulled { batch, position: Position(next), read_from: None };
+                    yield Pulled::new(batch, Position(next));
                 }
             }
         })

@@ -71,6 +71,7 @@ impl SourceConfig for KafkaConfig {
     fn compile(self, cx: &mut CheckContext) -> Option<CompiledSource> {
         let right = check_group(&self, cx);
         let topics = Topics::check(&self.topics, &system(&self.brokers), cx);
+        let right = check_protocol(&self, cx) && right;
         let connection =
             Connection::check(Role::Consumer, &self.brokers, self.tls.as_ref(), self.sasl.as_ref(), &self.options, cx)?;
         let topics = topics.filter(|_| right)?;
@@ -118,6 +119,22 @@ impl SourceConfig for KafkaConfig {
             }),
         })
     }
+}
+
+/// With the newer protocol the broker decides what a member of a classic group decides itself; librdkafka takes no such
+/// setting then.
+fn check_protocol(config: &KafkaConfig, cx: &mut CheckContext) -> bool {
+    const OF_THE_BROKER: [&str; 2] = ["session.timeout.ms", "heartbeat.interval.ms"];
+    let before = cx.problems.len();
+    if config.protocol == Protocol::Consumer {
+        for (name, value) in config.options.iter().filter(|(name, _)| OF_THE_BROKER.contains(&name.as_str())) {
+            cx.report(
+                Problem::error(value.span, format!("`{name}` means nothing with `protocol: consumer`"))
+                    .help("the broker's own settings decide it; remove it, or use `protocol: classic`"),
+            );
+        }
+    }
+    cx.problems.len() == before
 }
 
 fn check_group(config: &KafkaConfig, cx: &mut CheckContext) -> bool {
@@ -415,7 +432,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_offset_that_is_gone_is_fatal_and_named() {
+    async fn rule_13_an_offset_that_is_gone_is_fatal_and_named() {
         let (topic, group, process) = (unique("gone"), unique("group"), Process::new("one", false));
         let mut sink = sink_to(&process, sink_config(&topic)).await;
         write(&mut sink, &[draft("only")]).await;
@@ -431,7 +448,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn partitions_move_to_a_new_member_after_the_epoch_was_closed() {
+    async fn rule_11_partitions_move_to_a_new_member_after_the_epoch_was_closed() {
         let (topic, group) = (unique("move"), unique("group"));
         let (one, two) = (Process::new("one", false), Process::new("two", false));
         let mut sink = sink_to(&one, sink_config(&topic)).await;
@@ -487,5 +504,55 @@ pub(crate) mod tests {
         for record in moved.batch.records() {
             assert!(moved.batch.body(record).starts_with(b"later"), "what was committed is not read again");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_11_an_epoch_that_does_not_close_in_time_is_gone_back_on() {
+        let (topic, group) = (unique("slow"), unique("group"));
+        let (one, two) = (Process::new("one", true), Process::new("two", true));
+        let mut sink = sink_to(&Process::new("writer", false), sink_config(&topic)).await;
+        for n in 0..40 {
+            write(&mut sink, &[draft(&n.to_string())]).await;
+        }
+        let (mut first, _) = one.source(&compiled(config(&group, &topic)));
+        // Nobody closes an epoch here.
+        let (cx, _requests) = run();
+        let mut stream = first.stream(cx);
+        let mut count = 0;
+        while count < 40 {
+            count += tokio::time::timeout(SOON, stream.next()).await.unwrap().unwrap().unwrap().batch.len();
+        }
+        let (mut second, _) = two.source(&compiled(config(&group, &topic)));
+        let (other, _other_requests) = run();
+        let mut other = second.stream(other);
+        let failed = async {
+            loop {
+                match tokio::time::timeout(SOON, stream.next()).await.unwrap().unwrap() {
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            }
+        };
+        let joining = async { while other.next().await.is_some() {} };
+        let error = tokio::select! {
+            biased;
+            error = failed => error,
+            () = joining => panic!("a stream that follows has no end"),
+        };
+        assert!(
+            matches!(&error, SourceError::Retry(why) if why.contains("before their records were committed")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_setting_that_belongs_to_the_broker_is_refused() {
+        let options = |names: &[&str]| -> Options {
+            names.iter().map(|name| ((*name).to_owned(), here(serde_json::from_str("9000").unwrap()))).collect()
+        };
+        let with = |protocol, names| KafkaConfig { protocol, options: options(names), ..config("g", "t") };
+        let wrong = with(Protocol::Consumer, &["session.timeout.ms", "fetch.min.bytes"]);
+        assert_eq!(problems(wrong), ["`session.timeout.ms` means nothing with `protocol: consumer`"]);
+        assert!(with(Protocol::ClassicEager, &["session.timeout.ms"]).compile(&mut check()).is_some());
     }
 }

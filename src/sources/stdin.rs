@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::clients::lines::{BLOCK_BYTES, Cutter, Tail};
+use crate::clients::lines::{BLOCK_BYTES, Cutter, LongLine, Tail};
 use crate::clients::stdio::{self, Blocks};
 use crate::codecs::Codec;
 use crate::component::{
@@ -17,7 +17,7 @@ use crate::component::{
     SourceError, SourceTraits,
 };
 use crate::expr::Schema;
-use crate::record::{BatchBuilder, Partition, Position};
+use crate::record::{BatchBuilder, Partition, Position, Timestamp};
 
 /// Reads lines from standard input, and ends where it ends.
 ///
@@ -27,7 +27,7 @@ use crate::record::{BatchBuilder, Partition, Position};
 ///
 /// One line is one record, as with the source `file`. What was read from standard input cannot be read again: what is under
 /// way when the process is killed, or when the pipeline returns to its last commit, is lost. A process has one standard
-/// input, so one source can read it.
+/// input, so one source can read it. A line of more than 4 MiB is refused, with its beginning.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StdinConfig {
@@ -85,6 +85,10 @@ struct Input {
     cutter: Cutter,
     /// What was received and not cut into lines.
     carry: Vec<u8>,
+    /// The line that is longer than allowed and has not ended yet.
+    long: Option<LongLine>,
+    /// Whether `carry` is to be looked at again before more is received.
+    more: bool,
     /// Bytes cut into lines.
     position: u64,
     ended: bool,
@@ -93,7 +97,15 @@ struct Input {
 impl Input {
     fn of(reader: impl Read + Send + 'static) -> io::Result<Self> {
         let cutter = Cutter { max_line_bytes: MAX_LINE_BYTES, expected: 0 };
-        Ok(Self { blocks: stdio::read(reader)?, cutter, carry: Vec::new(), position: 0, ended: false })
+        Ok(Self {
+            blocks: stdio::read(reader)?,
+            cutter,
+            carry: Vec::new(),
+            long: None,
+            more: false,
+            position: 0,
+            ended: false,
+        })
     }
 
     fn of_process() -> Result<Self, SourceError> {
@@ -134,6 +146,43 @@ impl Input {
     }
 }
 
+impl Input {
+    /// Cuts what was received: whole lines, or a line that is refused; `None` if more is needed for either.
+    fn cut(&mut self, origin: &Arc<Partition>, now: Timestamp) -> Option<Pulled> {
+        if let Some(long) = &mut self.long {
+            let read = long.read(&self.carry);
+            self.carry.drain(..read);
+            self.more = long.has_ended() && !self.carry.is_empty();
+            return if long.has_ended() || self.ended { self.refuse(origin, now) } else { None };
+        }
+        let tail = if self.ended { Tail::Last } else { Tail::Open };
+        let cut = self.cutter.cut(&self.carry, self.position, now, tail);
+        self.more = cut.more || cut.too_long;
+        if cut.end == 0 {
+            self.long = cut.too_long.then(|| LongLine::at(self.position));
+            return None;
+        }
+        let rest = self.carry.split_off(cut.end);
+        let block = mem::replace(&mut self.carry, rest);
+        self.position += block.len() as u64;
+        let batch = BatchBuilder::over(Arc::clone(origin), block, 0).finish().with_records(cut.records);
+        Some(Pulled::new(batch, self.reached()))
+    }
+
+    /// The line that is too long, once it was read.
+    fn refuse(&mut self, origin: &Arc<Partition>, now: Timestamp) -> Option<Pulled> {
+        let long = self.long.take()?;
+        self.position = long.end();
+        let refused = vec![long.refuse(origin, now, "standard input", MAX_LINE_BYTES)];
+        let batch = BatchBuilder::new(Arc::clone(origin), 0, 0).finish();
+        Some(Pulled { refused, ..Pulled::new(batch, self.reached()) })
+    }
+
+    fn reached(&self) -> Position {
+        Position(i64::try_from(self.position).unwrap_or(i64::MAX))
+    }
+}
+
 impl Source for StdinSource {
     fn stream(&mut self, cx: SourceContext) -> BoxStream<'_, Result<Pulled, SourceError>> {
         Box::pin(try_stream! {
@@ -141,34 +190,17 @@ impl Source for StdinSource {
                 self.input = Some(Input::of_process()?);
             }
             let input = self.input.as_mut().expect("taken above");
-            let mut more = false;
             loop {
-                if !more {
+                if !input.more {
                     if input.ended {
                         break;
                     }
                     input.receive().await?;
                 }
-                let tail = if input.ended { Tail::Last } else { Tail::Open };
                 let now = cx.runtime.clock().timestamp();
-                let cut = input.cutter.cut(&input.carry, input.position, now, tail);
-                more = cut.more;
-                if cut.end == 0 && cut.too_long {
-                    Err(SourceError::Fatal(format!(
-                        "the line at byte {} of standard input is longer than {MAX_LINE_BYTES} bytes",
-                        input.position
-                    )))?;
+                if let Some(pulled) = input.cut(&self.origin, now) {
+                    yield pulled;
                 }
-                if cut.end == 0 {
-                    continue;
-                }
-                let rest = input.carry.split_off(cut.end);
-                let block = mem::replace(&mut input.carry, rest);
-                input.position += block.len() as u64;
-                more |= cut.too_long;
-                let batch = BatchBuilder::over(Arc::clone(&self.origin), block, 0).finish().with_records(cut.records);
-                let position = Position(i64::try_from(input.position).unwrap_or(i64::MAX));
-                yield Pulled { batch, position, read_from: None };
             }
         })
     }
@@ -233,9 +265,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_without_end_is_an_error_and_fills_no_memory() {
-        let mut source = source(io::repeat(b'x'));
-        let error = source.stream(context()).next().await.unwrap().unwrap_err();
-        assert!(matches!(&error, SourceError::Fatal(text) if text.contains("at byte 0 of standard input")), "{error}");
+    async fn a_line_that_is_too_long_is_refused_with_its_beginning_behind_those_before_it() {
+        let input = format!("one\n{}\ntwo\n{}", "x".repeat(9 << 20), "y".repeat(MAX_LINE_BYTES + 1));
+        let pulled: Vec<_> = source(io::Cursor::new(input)).stream(context()).map(Result::unwrap).collect().await;
+        let mut seen = Vec::new();
+        for pulled in &pulled {
+            seen.extend(texts(&pulled.batch));
+            for refused in &pulled.refused {
+                let kept = refused.batch.body(&refused.batch.records()[0]);
+                seen.push(format!("{}: {}", char::from(kept[0]), refused.error));
+            }
+        }
+        let refusal = |letter, at, bytes| {
+            format!(
+                "{letter}: the line at byte {at} of standard input has {bytes} bytes, and {MAX_LINE_BYTES} are the most \
+                 that is read of one"
+            )
+        };
+        let second = 4 + (9 << 20) + 1 + 4;
+        assert_eq!(
+            seen,
+            ["one".into(), refusal('x', 4, 9 << 20), "two".into(), refusal('y', second, MAX_LINE_BYTES + 1)]
+        );
+        let end = i64::try_from(second + MAX_LINE_BYTES + 1).unwrap();
+        assert_eq!(pulled.last().unwrap().position, Position(end));
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_fills_no_memory() {
+        struct Endless(u64);
+        impl Read for Endless {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let read = buffer.len().min(usize::try_from(self.0).unwrap());
+                buffer[..read].fill(b'x');
+                self.0 -= read as u64;
+                Ok(read)
+            }
+        }
+        let mut source = source(Endless(200 << 20));
+        let pulled = source.stream(context()).next().await.unwrap().unwrap();
+        assert_eq!((pulled.refused.len(), pulled.position), (1, Position(200 << 20)));
+        assert_eq!(pulled.refused[0].batch.bytes().len() >> 10, 16);
+        assert!(source.input.as_ref().unwrap().carry.capacity() < 8 << 20);
     }
 }

@@ -1,5 +1,6 @@
 //! What must survive the process.
 
+pub mod buffer;
 mod disk;
 mod instance;
 mod memory;

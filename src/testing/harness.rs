@@ -163,6 +163,8 @@ pub fn underlined(yaml: &str, span: Span) -> &str {
 pub struct SourceRun {
     compiled: CompiledSource,
     committed: Arc<Positions>,
+    /// Passed over on the way to a batch, and not committed yet.
+    passed: Vec<Pulled>,
     /// Asks for the next batch.
     pulls: mpsc::Sender<oneshot::Sender<Item>>,
     task: JoinHandle<BoxSource>,
@@ -175,7 +177,7 @@ impl SourceRun {
         let source = build_source(&compiled);
         let committed = Arc::default();
         let (pulls, task) = pull(source, Arc::clone(&committed));
-        Self { compiled, committed, pulls, task }
+        Self { compiled, committed, passed: Vec::new(), pulls, task }
     }
 
     /// What the source declares.
@@ -221,6 +223,7 @@ impl SourceRun {
             if !pulled.batch.is_empty() {
                 return Received { run: self, pulled };
             }
+            self.passed.push(pulled);
         }
     }
 
@@ -250,9 +253,19 @@ impl SourceRun {
         }
     }
 
-    /// Commits a position.
+    /// Commits a position, and all that was passed over before it.
     pub fn commit(&mut self, pulled: &Pulled) {
-        Arc::make_mut(&mut self.committed).insert(Partition::clone(pulled.batch.origin()), pulled.position);
+        let committed = Arc::make_mut(&mut self.committed);
+        for pulled in self.passed.drain(..).as_slice().iter().chain([pulled]) {
+            let notes = pulled.notes.iter().map(|(partition, position)| (partition, *position));
+            for (partition, position) in [(pulled.batch.origin(), pulled.position)].into_iter().chain(notes) {
+                if position == Position::FORGOTTEN {
+                    committed.remove(&**partition);
+                } else {
+                    committed.insert(Partition::clone(partition), position);
+                }
+            }
+        }
     }
 
     /// Goes back to what was committed, as a pipeline does after a failure: the same source, a new stream.
@@ -277,6 +290,7 @@ impl SourceRun {
 
     /// Drops the stream, wherever it waits.
     async fn stop(&mut self) -> BoxSource {
+        self.passed.clear();
         self.pulls = mpsc::channel(1).0;
         (&mut self.task).await.expect("the source panicked")
     }

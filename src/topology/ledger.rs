@@ -6,6 +6,7 @@ use crate::component::KeepsPositions;
 use crate::delivery::{
     CommitPositions, Committed, FenceError, Participants, Positions, SourceOffsets, Transaction, checkpoint,
 };
+use crate::record::Position;
 use crate::state::Store;
 
 /// What became of a commit.
@@ -21,7 +22,7 @@ pub(super) enum Outcome {
 pub(super) struct Account {
     pub(super) source: Arc<str>,
     pub(super) keeps: KeepsPositions,
-    /// How it commits by itself; `None` unless it keeps its positions itself.
+    /// How it commits by itself; `None` unless it keeps its positions itself, or wants to hear of commits.
     pub(super) own: Option<Arc<dyn CommitPositions>>,
     /// What this process knows to be committed.
     pub(super) committed: Mutex<Arc<Positions>>,
@@ -36,7 +37,14 @@ impl Account {
     /// Adds what has been committed.
     fn add(&self, positions: Positions) {
         let mut committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::make_mut(&mut committed).extend(positions);
+        let committed = Arc::make_mut(&mut committed);
+        for (partition, position) in positions {
+            if position == Position::FORGOTTEN {
+                committed.remove(&partition);
+            } else {
+                committed.insert(partition, position);
+            }
+        }
     }
 }
 
@@ -85,6 +93,9 @@ impl Ledger {
         };
         if outcome == Outcome::Committed {
             for (account, positions) in self.accounts.iter().zip(positions) {
+                if let Some(own) = account.own.as_ref().filter(|_| !positions.is_empty()) {
+                    own.committed(&positions).await;
+                }
                 account.add(positions);
             }
         }

@@ -4,6 +4,7 @@ mod backoff;
 mod bottleneck;
 mod channel;
 mod commits;
+mod domains;
 mod epoch;
 mod failure;
 mod host;
@@ -39,7 +40,7 @@ pub async fn run(plans: Vec<Plan>, host: Host, stop: CancellationToken) -> Vec<(
         .into_iter()
         .map(|plan| {
             let name = Arc::clone(&plan.name);
-            (name, host.runtime.spawn(supervisor::supervise(plan, host.clone(), stop.clone())))
+            (name, host.runtime.spawn(domains::run(plan, host.clone(), stop.clone())))
         })
         .collect();
     let mut ends = Vec::new();

@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 
 use super::host::Host;
 use super::ledger::{Account, Ledger};
-use crate::component::{BoxSink, BoxSource, BuildContext, BuildError, Clients};
+use crate::component::{BoxSink, BoxSource, BuildContext, BuildError, Clients, KeepsPositions};
 use crate::delivery::{LocalTransaction, Participants, Transaction, checkpoint};
 use crate::observe::StageMetrics;
 use crate::plan::{Plan, SinkStage};
@@ -120,9 +120,11 @@ fn local_transaction(
     participants: &Arc<Participants>,
 ) -> Arc<dyn Transaction> {
     let (store, participants) = (Arc::clone(&host.store), Arc::clone(participants));
-    let transaction = LocalTransaction::new(&plan.name, store, participants, host.runtime.clone());
+    let domain = plan.domain.clone().unwrap_or_default();
+    let transaction = LocalTransaction::new(&plan.name, store, participants, host.runtime.clone()).of_domain(domain);
     // The plan has seen to it that there is one at most.
-    let judge = accounts.iter().find_map(|account| Some((&account.source, account.own.as_ref()?)));
+    let mut judges = accounts.iter().filter(|account| account.keeps == KeepsPositions::Source);
+    let judge = judges.find_map(|account| Some((&account.source, account.own.as_ref()?)));
     Arc::new(match judge {
         Some((source, positions)) => transaction.judged_by(Arc::clone(source), Arc::clone(positions)),
         None => transaction,

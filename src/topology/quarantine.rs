@@ -13,7 +13,7 @@ use super::failure::{AtWork, Failure};
 use super::suspicion::{Cause, Finding, Ranges, Suspect, Suspicion, advance};
 use crate::component::Pulled;
 use crate::delivery::Positions;
-use crate::record::{Batch, Position, Rejected};
+use crate::record::{Batch, Rejected};
 
 /// What the sources of a pipeline have under way, and who of it is suspected. Its suspicion outlives runs.
 #[derive(Debug, Clone, Default)]
@@ -186,7 +186,7 @@ impl State {
         } else {
             front
         };
-        let admitted = cut_at(&pulled.batch, admitted);
+        let admitted = cut_at(pulled, admitted);
         self.note(pulled, admitted);
         Some(admitted)
     }
@@ -194,30 +194,25 @@ impl State {
     /// Notes that records at the front of what was pulled are under way.
     fn note(&mut self, pulled: &Pulled, records: usize) {
         let batch = &pulled.batch;
-        let Some(first) = batch.records().first().filter(|_| records > 0) else { return };
+        if batch.is_empty() || records == 0 {
+            return;
+        }
         self.records += records as u64;
-        let behind = position_behind(pulled, records);
+        let behind = pulled.in_front_of(records);
         if let Some(range) = self.ranges.get_mut(&**pulled.partition()) {
             range.end = range.end.max(behind);
         } else {
-            let front = pulled.in_front_of(first);
+            let front = pulled.in_front_of(0);
             self.ranges.insert((**pulled.partition()).clone(), front..behind);
         }
     }
 }
 
-/// The nearest place at or behind `at` where a batch can be cut: between offsets that rise.
-fn cut_at(batch: &Batch, at: usize) -> usize {
-    let records = batch.records();
-    (at.max(1)..records.len()).find(|&at| records[at - 1].offset < records[at].offset).unwrap_or(records.len())
-}
-
-/// The position behind so many records of what was pulled.
-fn position_behind(pulled: &Pulled, records: usize) -> Position {
-    match pulled.batch.records().get(records) {
-        Some(next) => pulled.in_front_of(next),
-        None => pulled.position,
-    }
+/// The nearest place at or behind `at` where a batch can be cut: between offsets that rise, if places follow from them.
+fn cut_at(pulled: &Pulled, at: usize) -> usize {
+    let records = pulled.batch.records();
+    let is_place = |at: &usize| pulled.read_from.is_some() || records[at - 1].offset < records[*at].offset;
+    (at.max(1)..records.len()).find(is_place).unwrap_or(records.len())
 }
 
 /// Takes so many records off the front of what was pulled; what is left, if there is any, stays.
@@ -227,13 +222,10 @@ pub(super) fn take_front(held: &mut Option<Pulled>, records: usize) -> Option<Pu
         return Some(whole);
     }
     let (front, rest) = whole.batch.records().split_at(records);
-    let piece = Pulled {
-        batch: whole.batch.with_records(front.to_vec()),
-        position: position_behind(&whole, records),
-        read_from: whole.read_from.clone(),
-    };
-    let rest = whole.batch.with_records(rest.to_vec());
-    *held = Some(Pulled { batch: rest, ..whole });
+    let (batch, position) = (whole.batch.with_records(front.to_vec()), whole.in_front_of(records));
+    let piece = Pulled { read_from: whole.read_from.clone(), ..Pulled::new(batch, position) };
+    // What the source refused, and what it noted, stands behind all of it.
+    *held = Some(Pulled { batch: whole.batch.with_records(rest.to_vec()), ..whole });
     Some(piece)
 }
 
@@ -247,6 +239,7 @@ mod tests {
     use super::super::testing::{Deed, Id, Kit, Outcome};
     use super::*;
     use crate::plan::OnError;
+    use crate::record::Position;
 
     /// Records that a stage cannot stand.
     fn cannot_stand(

@@ -110,9 +110,12 @@ impl Suspicion {
     pub(super) fn front(&self, pulled: &Pulled) -> (usize, bool) {
         let batch = &pulled.batch;
         let Some(range) = self.suspects.get(&**pulled.partition()) else { return (batch.len(), false) };
-        let is_suspect = |record: &Record| range.contains(&pulled.in_front_of(record));
-        let Some(first) = batch.records().first().map(is_suspect) else { return (0, false) };
-        (batch.records().iter().take_while(|record| is_suspect(record) == first).count(), first)
+        let is_suspect = |record: &usize| range.contains(&pulled.in_front_of(*record));
+        if batch.is_empty() {
+            return (0, false);
+        }
+        let first = is_suspect(&0);
+        ((0..batch.len()).take_while(|record| is_suspect(record) == first).count(), first)
     }
 
     /// How many suspects travel together.

@@ -221,6 +221,7 @@ impl Kit {
     fn plan(&self) -> Plan {
         let on_error = self.on_error.unwrap_or(if self.dead_letter { OnError::DeadLetter } else { OnError::Stop });
         let sink = |name: &'static str, from, on_error| SinkStage {
+            buffer: None,
             name: name.into(),
             kind: KIND,
             from,
@@ -228,6 +229,7 @@ impl Kit {
             on_error,
         };
         Plan {
+            domain: None,
             name: "p".into(),
             file: PathBuf::new(),
             declared: crate::plan::Declared::default(),
@@ -239,6 +241,7 @@ impl Kit {
             memory: None,
             sources: vec![SourceStage { name: "in".into(), kind: KIND, compiled: self.source(), on_error }],
             transforms: vec![TransformStage {
+                buffer: None,
                 name: "work".into(),
                 kind: KIND,
                 from: vec![Upstream::Source(0)],
@@ -357,7 +360,7 @@ impl Source for TestSource {
                         built.push_copy(Draft { body: offset.to_string().as_bytes(), offset, ..Draft::default() });
                     }
                     *at = end;
-                    yield Pulled { batch: built.finish(), position: Position(end + base), read_from: None };
+                    yield Pulled::new(built.finish(), Position(end + base));
                 }
             }
             if !finite {

@@ -17,7 +17,7 @@ use super::trouble::Troubles;
 use crate::component::{EpochRequests, Port, SourceContext};
 use crate::delivery::DeadLetterForm;
 use crate::observe::StageMetrics;
-use crate::plan::{OnError, Plan, SinkStage, Upstream};
+use crate::plan::{DEAD_LETTER, OnError, Plan, SinkStage, Upstream};
 use crate::record::budget::Budget;
 use crate::runtime::Runtime;
 
@@ -144,6 +144,7 @@ pub(super) fn wire(plan: &Plan, parts: &Parts, shared: &Shared) -> Wired {
             let of_instance = if instances == 1 { 0..lanes } else { at..at + 1 };
             let inputs = fabric.inputs(&stage.from, of_instance, &part.metrics);
             let rejects = fabric.rejects(&stage.name, stage.on_error, &part.metrics);
+            let rejects = Rejects { is_dead_letter: is_dead_letter(stage), ..rejects };
             sinks.push(sink_task(&fabric, stage, part, instance, inputs, rejects, sinks.len()));
         }
     }
@@ -204,6 +205,11 @@ pub(super) fn wire(plan: &Plan, parts: &Parts, shared: &Shared) -> Wired {
     Wired { sources, transforms, sinks, commands }
 }
 
+/// Whether a sink is where letters go: fed by every stage, or, behind buffers, a domain of its own.
+fn is_dead_letter(stage: &SinkStage) -> bool {
+    stage.from.is_empty() || &*stage.name == DEAD_LETTER
+}
+
 fn sink_task(
     fabric: &Fabric<'_>,
     stage: &SinkStage,
@@ -221,7 +227,7 @@ fn sink_task(
         one_by_one: rejects.on_error == OnError::Retry,
         alone: None,
         rejects,
-        is_dead_letter: stage.from.is_empty(),
+        is_dead_letter: is_dead_letter(stage),
         transactional: fabric.plan.transactional,
     }
 }

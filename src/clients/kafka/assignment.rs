@@ -37,8 +37,8 @@ struct Progress {
     pulled: Option<i64>,
     /// What the group has committed.
     committed: Option<i64>,
-    /// It was positioned since its lag was last looked at, so that what librdkafka tells of it may be older.
-    repositioned: bool,
+    /// How often its lag was looked at since it was positioned. At the first look what librdkafka tells may be older.
+    looks: u32,
 }
 
 impl<Q> Held<Q> {
@@ -74,8 +74,8 @@ impl<Q> Held<Q> {
     /// Whether all that was yielded is committed, and was not just positioned anew. Asked once for each look at the lag.
     pub(crate) fn is_at_rest(&self) -> bool {
         let mut progress = self.progress();
-        let positioned = std::mem::take(&mut progress.repositioned);
-        !positioned && progress.pulled.is_none_or(|pulled| progress.committed == Some(pulled))
+        progress.looks = progress.looks.saturating_add(1);
+        progress.looks > 1 && progress.pulled.is_none_or(|pulled| progress.committed == Some(pulled))
     }
 
     /// Where reading goes on after a rewind.
@@ -133,7 +133,7 @@ impl<Q> Assignment<Q> {
 
     /// Takes a partition on. `committed` is what the group has for it.
     pub(crate) fn grant(&mut self, origin: Arc<Partition>, queue: Q, start: i64, committed: Option<i64>) {
-        let progress = Mutex::new(Progress { committed, repositioned: true, ..Progress::default() });
+        let progress = Mutex::new(Progress { committed, ..Progress::default() });
         let held = Held { origin: Arc::clone(&origin), queue, start, progress };
         self.held.insert(origin, Arc::new(held));
         self.changes += 1;
@@ -188,7 +188,7 @@ impl<Q> Assignment<Q> {
             let mut progress = held.progress();
             progress.moved = false;
             progress.stalled = false;
-            progress.repositioned = true;
+            progress.looks = 0;
         }
     }
 
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn offsets_go_out_only_for_partitions_still_held() {
+    fn rule_8_offsets_go_out_only_for_partitions_still_held() {
         let mut assignment = holding(&[(0, 10), (1, 20)]);
         read(&assignment, 0, 15);
         read(&assignment, 1, 25);
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_came_back_does_not_make_an_old_position_legal() {
+    fn rule_8_a_partition_that_came_back_does_not_make_an_old_position_legal() {
         let mut assignment = holding(&[(0, 10)]);
         read(&assignment, 0, 15);
         assignment.remove(&[partition(0)]);

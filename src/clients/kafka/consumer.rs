@@ -355,14 +355,15 @@ impl GroupConsumer {
                 // An offset of nobody would be taken by a group that has become empty, whoever had read it.
                 Err(KafkaError::ConsumerCommit(Code::RebalanceInProgress))
             };
-            drop(still);
             match committed {
+                // Noted while nothing moves: a partition that is taken away next is known to be committed.
                 Ok(()) => {
                     self.note_committed(&offsets);
                     return Ok(());
                 }
                 // Either the rebalance ends and we still hold them, or we do not, and nothing is left to commit.
                 Err(error) if passes(&error) && clock.now().duration_since(started) < COMMIT_LIMIT => {
+                    drop(still);
                     std::thread::sleep(PAUSE);
                 }
                 Err(error) => return Err(format!("group `{}` did not take the offsets: {error}", self.settings.group)),

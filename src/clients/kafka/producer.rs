@@ -544,6 +544,8 @@ impl Polling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clients::kafka::config::{Options, Role};
+    use crate::clients::kafka::fixture::{check, here};
 
     fn number(slot: u32, record: usize) -> usize {
         ((slot as usize) << 32) | record
@@ -582,5 +584,36 @@ mod tests {
         slots.discharge(slot as usize, 4);
         slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
         assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
+    }
+
+    fn client_config(memory: u64, transactional_id: Option<&str>) -> rdkafka::ClientConfig {
+        let brokers = here("a:1".to_owned());
+        let connection =
+            Connection::check(Role::Producer, &brokers, None, None, &Options::new(), &mut check()).unwrap();
+        let producer = SharedProducer::new(ProducerSettings {
+            connection,
+            pipeline: "test".into(),
+            transactional: transactional_id.is_some(),
+            memory,
+            runtime: Runtime::system(),
+        });
+        producer.client_config(transactional_id, 1_000_000, 1_000_000).unwrap()
+    }
+
+    #[test]
+    fn rule_10_without_a_transaction_a_record_waits_as_long_as_it_must() {
+        assert_eq!(client_config(32 << 20, None).get("message.timeout.ms"), Some("0"));
+        let config = client_config(32 << 20, Some("id"));
+        assert_eq!(config.get("message.timeout.ms"), None);
+        assert_eq!(config.get("transaction.timeout.ms"), Some("10000"));
+    }
+
+    #[test]
+    fn rule_16_the_queue_is_sized_from_the_budget() {
+        let kib =
+            |memory| client_config(memory, None).get("queue.buffering.max.kbytes").unwrap().parse::<u64>().unwrap();
+        assert_eq!(kib(32 << 20) * 1024, 8 << 20);
+        assert!(kib(1 << 20) * 1024 <= 2 << 20, "a small one is no smaller than a few batches");
+        assert!(kib(64 << 30) * 1024 <= 16 << 20, "the default would be a gigabyte");
     }
 }

@@ -668,7 +668,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_commit_in_doubt_is_asked_for_until_it_is_known() {
+    async fn rule_9_a_commit_in_doubt_is_asked_for_until_it_is_known() {
         let mut pipeline = Pipeline::start(10).await;
         let pulled = pipeline.run(10).await;
         let away = [Error::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE; 5];
@@ -678,7 +678,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn offsets_that_the_group_refuses_abort_the_transaction() {
+    async fn rule_9_offsets_that_the_group_refuses_abort_the_transaction() {
         let mut pipeline = Pipeline::start(10).await;
         let pulled = pipeline.run(10).await;
         pipeline.fail_next(RDKafkaApiKey::TxnOffsetCommit, &[Error::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION]);
@@ -694,12 +694,12 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_epoch_whose_answer_was_lost_is_found_to_have_happened() {
+    async fn rule_9_an_epoch_whose_answer_was_lost_is_found_to_have_happened() {
         after_a_fencing_the_broker_tells(true).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_epoch_that_did_not_happen_is_found_to_be_aborted() {
+    async fn rule_9_an_epoch_that_did_not_happen_is_found_to_be_aborted() {
         after_a_fencing_the_broker_tells(false).await;
     }
 
@@ -722,7 +722,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_process_that_is_fenced_twice_gives_up() {
+    async fn rule_9_a_process_that_is_fenced_twice_gives_up() {
         let mut pipeline = Pipeline::start(20).await;
         let pulled = pipeline.run(10).await;
         let fenced = [Error::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH];
@@ -733,11 +733,12 @@ mod tests {
         let outcome = pipeline.commit(&pulled).await;
         let Committed::Fenced(why) = outcome else { panic!("{outcome:?}") };
         assert!(why.contains("instance `one`"), "{why}");
-        assert!(pipeline.transaction.fence().await.is_err(), "nor is the identity taken back at once");
+        let fenced = pipeline.transaction.fence().await;
+        assert!(matches!(fenced, Err(FenceError::Fatal(_))), "nor is the identity taken back at once: {fenced:?}");
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_transaction_that_nobody_ends_is_aborted_in_time() {
+    async fn rule_10_a_transaction_that_nobody_ends_is_aborted_in_time() {
         let mut pipeline = Pipeline::start(10).await;
         let pulled = pipeline.run(10).await;
         let limit = pipeline.transaction.longest_open().unwrap() * 2;

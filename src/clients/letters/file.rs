@@ -157,7 +157,7 @@ impl Lines {
             }
         }
         let batch = batch.finish();
-        Ok((!batch.is_empty()).then_some(Pulled { batch, position: Position(self.next), read_from: None }))
+        Ok((!batch.is_empty()).then_some(Pulled::new(batch, Position(self.next))))
     }
 }
 

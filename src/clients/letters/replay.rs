@@ -125,7 +125,7 @@ impl Replay {
             BodyFormat::Json => decoded(batch),
             _ => batch,
         };
-        Pulled { batch, position: Position(place.offset + 1), read_from: Some(Arc::clone(read_from)) }
+        Pulled { read_from: Some(Arc::clone(read_from)), ..Pulled::new(batch, Position(place.offset + 1)) }
     }
 
     /// What the stage is told of a body.

@@ -1,7 +1,7 @@
 //! The files that a source names, by path and by pattern.
 
-use std::collections::BTreeSet;
-use std::fs;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, Metadata};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use glob::MatchOptions;
 
 use super::Settings;
+use super::identity::FileId;
 use crate::component::SourceError;
 use crate::runtime::Runtime;
 
@@ -16,11 +17,29 @@ pub(super) fn is_pattern(path: &str) -> bool {
     path.contains(['*', '?', '['])
 }
 
-/// The files that there are, by absolute path, in order. One that is followed need not exist yet.
-pub(super) async fn list(runtime: &Runtime, settings: &Settings) -> Result<BTreeSet<Arc<str>>, SourceError> {
+/// A file that was found.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Found {
+    /// Absolute. Of several names of one file, the first.
+    pub(super) path: Arc<str>,
+    pub(super) id: FileId,
+    pub(super) len: u64,
+}
+
+/// What a look for files found.
+#[derive(Debug)]
+pub(super) struct Listing {
+    /// In the order of their names.
+    pub(super) files: Vec<Found>,
+    /// What could not be looked at, for a person.
+    pub(super) trouble: Option<String>,
+}
+
+/// The files that there are, in the order of their names. One that is followed need not exist yet.
+pub(super) async fn list(runtime: &Runtime, settings: &Settings) -> Result<Listing, SourceError> {
     let (paths, follow) = (Arc::clone(&settings.paths), settings.follow);
     let list = move || {
-        let mut found = BTreeSet::new();
+        let (mut found, mut trouble) = (BTreeMap::new(), None);
         for path in &*paths {
             let absolute = std::path::absolute(path).map_err(|error| fatal(path, "cannot find", &error))?;
             let absolute = text(&absolute)?;
@@ -38,27 +57,37 @@ pub(super) async fn list(runtime: &Runtime, settings: &Settings) -> Result<BTree
                         "`{path}` is no regular file: it has no positions to resume from"
                     )))?;
                 }
+                Ok(metadata) => {
+                    found.insert(absolute, metadata);
+                }
                 Err(error) if !follow => Err(missing(path, &error))?,
-                _ => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // No reason to hold up the others.
+                Err(error) => trouble = Some(format!("cannot read `{path}`: {error}")),
             }
-            found.insert(absolute);
         }
-        Ok(found)
+        let mut seen = HashSet::new();
+        let files = found.into_iter().map(|(path, metadata)| {
+            let (id, len) = (FileId::of(&metadata), metadata.len());
+            Found { path, id, len }
+        });
+        let files = files.filter(|found| seen.insert(found.id)).collect();
+        Ok(Listing { files, trouble })
     };
     runtime.blocking(list).await
 }
 
-pub(super) fn match_files(
+fn match_files(
     path: &str,
     absolute: &str,
     follow: bool,
-    found: &mut BTreeSet<Arc<str>>,
+    found: &mut BTreeMap<Arc<str>, Metadata>,
 ) -> Result<(), SourceError> {
     // As a shell does.
     let options =
         MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
     let matches = glob::glob_with(absolute, options);
-    let before = found.len();
+    let mut any = false;
     for file in matches.map_err(|error| SourceError::Fatal(format!("`{path}` is no pattern: {error}")))? {
         let file = match file {
             Ok(file) => file,
@@ -69,17 +98,18 @@ pub(super) fn match_files(
                 return Err(SourceError::Retry(format!("cannot look for files in `{folder}`: {error}")));
             }
         };
-        if file.is_file() {
-            found.insert(text(&file)?);
+        if let Some(metadata) = fs::metadata(&file).ok().filter(Metadata::is_file) {
+            any = true;
+            found.insert(text(&file)?, metadata);
         }
     }
-    if found.len() == before && !follow {
+    if !any && !follow {
         return Err(SourceError::Fatal(format!("no file matches `{path}`: say `follow: true` to wait for one")));
     }
     Ok(())
 }
 
-pub(super) fn text(path: &Path) -> Result<Arc<str>, SourceError> {
+fn text(path: &Path) -> Result<Arc<str>, SourceError> {
     let unreadable = || SourceError::Fatal(format!("the name of `{}` is not UTF-8: rename it", path.display()));
     path.to_str().map(Arc::from).ok_or_else(unreadable)
 }

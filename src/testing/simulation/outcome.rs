@@ -256,7 +256,12 @@ mod tests {
             change(delivered.0.get_mut(&Destination::Sink(0)).unwrap());
             expected.check(&scenario, &delivered, true).unwrap_err()
         };
-        assert!(broken(&|came| drop(came.remove(3))).contains("was lost"));
+        assert!(
+            broken(&|came| {
+                came.remove(3);
+            })
+            .contains("was lost")
+        );
         assert!(broken(&|came| came.push(came[0])).contains("more than once"));
         assert!(broken(&|came| came.swap(0, 1)).contains("came before"));
         let strange = |came: &mut Vec<Arrival>| came[0].id.offset = 99;

@@ -14,7 +14,7 @@ use super::super::report::Report;
 use super::{Spent, StageContext, Stopwatch};
 use crate::clock::Instant;
 use crate::codecs::Codec;
-use crate::component::{BoxSource, Port, Pulled, SourceContext, SourceError};
+use crate::component::{BoxSource, Port, Pulled, Rejected, SourceContext, SourceError};
 use crate::delivery::Positions;
 use crate::record::budget::Owner;
 use crate::record::{Batch, Partition};
@@ -134,10 +134,15 @@ impl Feed<'_> {
             self.cx.report(Report::Moved).await?;
         }
         note(&mut self.open.positions, pulled.partition(), pulled.position);
-        let batch = pulled.batch;
+        for (partition, position) in &pulled.notes {
+            note(&mut self.open.positions, partition, *position);
+        }
+        let Pulled { batch, refused, .. } = pulled;
         if !batch.is_empty() {
             self.open.arrivals.push((self.cx.runtime.clock().now(), batch.len()));
-            self.dealer.deal(batch, &self.owner, &mut self.watch).await?;
+        }
+        if !batch.is_empty() || !refused.is_empty() {
+            self.dealer.deal(batch, refused, &self.owner, &mut self.watch).await?;
         }
         if self.held.is_some() || self.cx.quarantine.is_isolated() {
             self.cx.report(Report::Hurry).await?;
@@ -189,15 +194,23 @@ struct Dealer<'a> {
 }
 
 impl Dealer<'_> {
-    async fn deal(&mut self, batch: Batch, owner: &Owner, watch: &mut Stopwatch) -> Result<(), Failure> {
+    /// What the codec refuses stands before what the source refused.
+    async fn deal(
+        &mut self,
+        batch: Batch,
+        refused: Vec<Rejected>,
+        owner: &Owner,
+        watch: &mut Stopwatch,
+    ) -> Result<(), Failure> {
         let metrics = &self.cx.metrics;
-        metrics.received_records.inc_by(batch.len() as u64);
+        metrics.received_records.inc_by((batch.len() + refused.len()) as u64);
         metrics.received_bytes.inc_by(batch.payload_bytes());
         let (batch, condemned) = self.cx.quarantine.sift(&self.cx.name, batch);
         self.rejects.handle(condemned).await?;
         let alone = self.cx.quarantine.alone(&self.cx.name, &batch);
         let mut rejected = Vec::new();
         let batch = at_work(alone, || self.codec.decode(batch, &mut rejected))?;
+        rejected.extend(refused);
         batch.charge(|bytes| self.cx.budget.charge(bytes, Some(owner.clone())));
         watch.lap(metrics, Spent::Busy);
         self.rejects.handle(rejected).await?;

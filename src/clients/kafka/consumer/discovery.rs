@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaResult;
+use rdkafka::metadata::MetadataTopic;
 
 use super::{Client, GroupConsumer, REQUEST};
 use crate::clock::Instant;
@@ -66,7 +67,7 @@ impl GroupConsumer {
                 return true;
             }
         };
-        let there = metadata.topics().iter().filter(|topic| topic.error().is_none()).map(|topic| topic.name());
+        let there = metadata.topics().iter().filter(|topic| topic.error().is_none()).map(MetadataTopic::name);
         let mut matching = settings.topics.matching(there);
         let known = self.state().found.matching.clone();
         for topic in matching.difference(&known).cloned().collect::<Vec<_>>() {

@@ -168,6 +168,5 @@ fn copy(messages: &Messages, held: &Held<Queue>, now: Timestamp, headers: &mut H
         });
         position = Some(Position(message.offset() + 1));
     }
-    let pulled = position.map(|position| Pulled { batch: batch.finish(), position, read_from: None });
-    Copied { pulled, stop, missing }
+    Copied { pulled: position.map(|position| Pulled::new(batch.finish(), position)), stop, missing }
 }

@@ -74,3 +74,63 @@ impl GroupSettings {
         self.connection.client_config(&defaults, &fixed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clients::kafka::config::{Options, Role};
+    use crate::clients::kafka::fixture::{check, here};
+    use crate::observe::Metrics;
+
+    fn client_config(memory: u64, protocol: Protocol) -> rdkafka::ClientConfig {
+        let brokers = here("a:1".to_owned());
+        let topics = here(vec![here("orders".to_owned())]);
+        let settings = GroupSettings {
+            connection: Connection::check(Role::Consumer, &brokers, None, None, &Options::new(), &mut check()).unwrap(),
+            source: "in".into(),
+            group: "etl".to_owned(),
+            topics: Topics::check(&topics, "a:1", &mut check()).unwrap(),
+            outputs: Weak::new(),
+            start_at: StartAt::Earliest,
+            protocol,
+            instance: "one.etl.in".to_owned(),
+            transactional: false,
+            memory,
+            metrics: Metrics::new().stage("test", "in", "source", "kafka"),
+            runtime: Runtime::system(),
+        };
+        settings.client_config().unwrap()
+    }
+
+    #[test]
+    fn rule_12_each_protocol_has_a_static_member() {
+        for protocol in [Protocol::Classic, Protocol::ClassicEager, Protocol::Consumer] {
+            let config = client_config(32 << 20, protocol);
+            assert_eq!(config.get("group.instance.id"), Some("one.etl.in"));
+            let strategy = config.get("partition.assignment.strategy");
+            let session = config.get("session.timeout.ms");
+            match protocol {
+                Protocol::Classic => assert_eq!((strategy, session), (Some("cooperative-sticky"), Some("10000"))),
+                Protocol::ClassicEager => assert_eq!((strategy, session), (Some("range,roundrobin"), Some("10000"))),
+                Protocol::Consumer => {
+                    assert_eq!((strategy, session, config.get("group.protocol")), (None, None, Some("consumer")));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rule_13_an_offset_that_is_gone_is_never_reset() {
+        assert_eq!(client_config(32 << 20, Protocol::Classic).get("auto.offset.reset"), Some("error"));
+    }
+
+    #[test]
+    fn rule_16_the_queue_of_a_partition_is_sized_from_the_budget() {
+        let kib = |memory| {
+            let config = client_config(memory, Protocol::Classic);
+            config.get("queued.max.messages.kbytes").unwrap().parse::<u64>().unwrap()
+        };
+        assert_eq!(kib(32 << 20) * 1024, 1 << 20);
+        assert!(kib(64 << 30) * 1024 <= 2 << 20, "the default of 64 MB would be for each partition");
+    }
+}

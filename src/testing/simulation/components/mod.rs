@@ -45,6 +45,7 @@ fn first(place: &Place, scenario: &Scenario) -> Plan {
         from: shape.from.clone(),
         compiled: transform::compiled(place, at, shape.kind),
         on_error: shape.on_error,
+        buffer: None,
     });
     let sinks = scenario.sinks.iter().enumerate().map(|(at, shape)| SinkStage {
         name: format!("out{at}").into(),
@@ -52,6 +53,7 @@ fn first(place: &Place, scenario: &Scenario) -> Plan {
         from: shape.from.clone(),
         compiled: sink::compiled(place, sink::Purpose::Sink(at), shape.kind, shape.per_lane),
         on_error: shape.on_error,
+        buffer: None,
     });
     Plan {
         name: PIPELINE.into(),
@@ -66,6 +68,7 @@ fn first(place: &Place, scenario: &Scenario) -> Plan {
             from: Vec::new(),
             compiled: sink::compiled(place, sink::Purpose::DeadLetter, scenario.dead_letter, false),
             on_error: OnError::Stop,
+            buffer: None,
         }),
         ..empty(scenario)
     }
@@ -85,6 +88,7 @@ fn second(place: &Place, scenario: &Scenario) -> Plan {
             from: vec![Upstream::Source(0)],
             compiled: sink::compiled(place, sink::Purpose::Chained, kind, true),
             on_error: OnError::Stop,
+            buffer: None,
         }],
         ..empty(scenario)
     }
@@ -93,6 +97,7 @@ fn second(place: &Place, scenario: &Scenario) -> Plan {
 fn empty(scenario: &Scenario) -> Plan {
     Plan {
         name: SECOND.into(),
+        domain: None,
         file: PathBuf::new(),
         declared: crate::plan::Declared::default(),
         guarantee: if scenario.exactly_once { Guarantee::ExactlyOnce } else { Guarantee::AtLeastOnce },

@@ -125,7 +125,7 @@ impl Source for Stored {
                 let to = (from + size(place)).min(end);
                 pull(place, &partitions[chosen], from, to).await?;
                 was_at[chosen] = to;
-                yield Pulled { batch: log.read(place, &partitions[chosen], from..to), position: Position(to), read_from: None };
+                yield Pulled::new(log.read(place, &partitions[chosen], from..to), Position(to));
             }
         })
     }
@@ -168,7 +168,7 @@ impl Source for Grouped {
                     queue.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
                 });
                 if moved == Some(true) && held.yielded(to) {
-                    yield Pulled { batch: log.read(place, &held.origin, from..to), position: Position(to), read_from: None };
+                    yield Pulled::new(log.read(place, &held.origin, from..to), Position(to));
                 }
             }
         })

@@ -1,0 +1,221 @@
+//! A disk buffer: a sink that ends one epoch domain, and a source that begins the next. Both hold one [`Link`].
+//!
+//! What the sink has written counts once the epoch of its domain is committed; the source passes on nothing else. What
+//! the source has passed on goes once the epoch of *its* domain is committed.
+
+mod sink;
+mod source;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tokio::sync::OnceCell;
+
+use crate::component::{BuildContext, ByteSize, CompiledSink, CompiledSource, Spanned};
+use crate::delivery::checkpoint;
+use crate::observe::{BufferMetrics, StageMetrics};
+use crate::runtime::Runtime;
+use crate::state::buffer::{Limits, Log, Place, Stats, folder};
+
+/// What a file calls a buffer, and metrics its two ends.
+pub const KIND: &str = "buffer";
+
+/// The key under which the store holds how much of a buffer counts.
+const COMMITTED: &str = "committed";
+
+/// A buffer on the disk before a transform or a sink.
+///
+/// ```yaml
+/// buffer: { disk: 2GiB }
+/// ```
+///
+/// What comes before the buffer commits without waiting for what stands behind it: a sink that does not answer fills its
+/// buffer and blocks no other branch. Records in the buffer survive the process.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BufferConfig {
+    /// The space on the disk that it may take, at least `1MiB`. It is freed by segments of an eighth of this size, or of
+    /// 64 MiB if that is less. An epoch that finds nothing in the buffer that could be freed is taken even if it is larger.
+    pub disk: Spanned<ByteSize>,
+    /// What happens when it is full.
+    #[serde(default)]
+    pub when_full: WhenFull,
+}
+
+/// What happens when a buffer is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// What comes before it waits.
+    #[default]
+    Block,
+    /// The newest records are dropped, and counted.
+    Shed,
+}
+
+/// What the two ends of a buffer share. It opens the log when either is first used.
+#[derive(Clone)]
+pub struct Link(Arc<Shared>);
+
+struct Shared {
+    /// The name of the folder: the stage that reads it, for most.
+    stage: Arc<str>,
+    disk: u64,
+    when_full: WhenFull,
+    log: OnceCell<Arc<Log>>,
+    /// What was said before the log was opened.
+    finished: AtomicBool,
+    abandoned: AtomicBool,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Link").field(&self.0.stage).finish()
+    }
+}
+
+impl Link {
+    /// The buffer of a stage.
+    #[must_use]
+    pub fn new(stage: Arc<str>, disk: u64, when_full: WhenFull) -> Self {
+        let (finished, abandoned) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self(Arc::new(Shared { stage, disk, when_full, log: OnceCell::new(), finished, abandoned }))
+    }
+
+    /// The name of its folder.
+    #[must_use]
+    pub fn stage(&self) -> &Arc<str> {
+        &self.0.stage
+    }
+
+    /// The end that is written. A dead letter's buffer carries headers if the dead letter does.
+    #[must_use]
+    pub fn sink(&self, carries_headers: bool) -> CompiledSink {
+        sink::compiled(self.clone(), carries_headers)
+    }
+
+    /// The end that is read.
+    #[must_use]
+    pub fn source(&self) -> CompiledSource {
+        source::compiled(self.clone())
+    }
+
+    /// All that will ever be written is written and committed, or the writer has failed for good: the reader ends when it
+    /// has read all.
+    pub fn finish(&self) {
+        self.0.finished.store(true, Ordering::SeqCst);
+        self.tell();
+    }
+
+    /// The reader has failed for good: who waits for room waits in vain.
+    pub fn abandon(&self) {
+        self.0.abandoned.store(true, Ordering::SeqCst);
+        self.tell();
+    }
+
+    /// Tells the log what was said of its ends.
+    fn tell(&self) {
+        let Some(log) = self.0.log.get() else { return };
+        if self.0.finished.load(Ordering::SeqCst) {
+            log.finish();
+        }
+        if self.0.abandoned.load(Ordering::SeqCst) {
+            log.abandon();
+        }
+    }
+
+    /// What is in it; `None` before it was opened.
+    #[must_use]
+    pub fn stats(&self) -> Option<Stats> {
+        self.0.log.get().map(|log| log.stats())
+    }
+
+    /// The log, opened by whichever end comes first, with what the store says of it.
+    async fn log(&self, home: &Home) -> Result<Arc<Log>, String> {
+        let open = || async {
+            let scope = checkpoint::scope(&home.pipeline);
+            let entries = home.store.load(&scope).await.map_err(|error| error.to_string())?;
+            let committed = stored(checkpoint::participant_entries(&name(&self.0.stage), &entries).get(COMMITTED))?;
+            let folder = folder(&home.data_dir, &home.pipeline, &self.0.stage);
+            let limits = Limits::of(self.0.disk);
+            // Behind all that an earlier log of this folder can have held, were it written with 1 GiB/s all the time.
+            let millis = u64::try_from(home.runtime.clock().wall().as_millis()).unwrap_or(0);
+            let first = millis.saturating_mul(1 << 20) & (u64::MAX >> 2);
+            home.runtime
+                .blocking(move || {
+                    let opened = Log::open(&folder, limits, committed, first);
+                    opened.map(Arc::new).map_err(|error| cannot_open(&folder, &error))
+                })
+                .await
+        };
+        let log = Arc::clone(self.0.log.get_or_try_init(open).await?);
+        self.tell();
+        Ok(log)
+    }
+}
+
+/// Where an end of a buffer lives.
+#[derive(Debug, Clone)]
+struct Home {
+    pipeline: Arc<str>,
+    data_dir: Arc<std::path::Path>,
+    store: Arc<dyn crate::state::Store>,
+    runtime: Runtime,
+    metrics: StageMetrics,
+    buffer: BufferMetrics,
+}
+
+impl Home {
+    fn of(cx: &BuildContext) -> Self {
+        Self {
+            pipeline: Arc::clone(&cx.pipeline),
+            data_dir: Arc::clone(&cx.data_dir),
+            store: Arc::clone(&cx.store),
+            runtime: cx.runtime.clone(),
+            metrics: cx.metrics.clone(),
+            buffer: cx.metrics.buffer(),
+        }
+    }
+
+    /// Works on the log, off the workers.
+    async fn on<T: Send + 'static>(&self, log: &Arc<Log>, work: impl FnOnce(&Log) -> T + Send + 'static) -> T {
+        let log = Arc::clone(log);
+        let metrics = self.buffer.clone();
+        self.runtime
+            .blocking(move || {
+                let done = work(&log);
+                let stats = log.stats();
+                metrics.set(stats.bytes, stats.records, log.limits().bytes, stats.damaged);
+                done
+            })
+            .await
+    }
+}
+
+/// The name of both ends as components: no stage of a file has one like it.
+#[must_use]
+pub fn name(stage: &str) -> String {
+    format!("{stage}.{KIND}")
+}
+
+fn cannot_open(folder: &std::path::Path, error: &std::io::Error) -> String {
+    format!("cannot open the buffer `{}`: {error}", folder.display())
+}
+
+/// What the store holds of a buffer.
+fn stored(entry: Option<&Vec<u8>>) -> Result<Option<Place>, String> {
+    let Some(entry) = entry else { return Ok(None) };
+    let damaged = || "the stored length of a buffer is damaged".to_owned();
+    let (position, records) = entry.split_first_chunk().ok_or_else(damaged)?;
+    let records = records.try_into().map_err(|_| damaged())?;
+    Ok(Some(Place { position: u64::from_be_bytes(*position), records: u64::from_be_bytes(records) }))
+}
+
+/// As the store holds it.
+fn entry(place: Place) -> (String, Option<Vec<u8>>) {
+    let value = [place.position.to_be_bytes(), place.records.to_be_bytes()].concat();
+    (COMMITTED.to_owned(), Some(value))
+}

@@ -1,0 +1,991 @@
+//! The log: one writer appends frames, one reader follows. Calls that touch the disk block; only waiting does not.
+//!
+//! Three places matter, in this order: what was **read** (the reader has committed it: segments before it go), what is
+//! **visible** (the writer has committed it: the reader may have it), and the **end** (what the writer has written).
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::frame::{self, HEADER, Header};
+use super::segment::{Frames, Segment, list};
+use crate::record::{Batch, BatchBuilder, Partition, Timestamp};
+
+/// Where the reader stands, for people who look into the folder. What counts is in the store.
+pub(super) const HINT: &str = "read";
+
+/// How large a log may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// All segments together, in bytes.
+    pub bytes: u64,
+    /// One segment: with this many bytes it is closed, and the next begins.
+    pub segment: u64,
+}
+
+impl Limits {
+    /// Of a log of this many bytes. Space is freed by whole segments.
+    #[must_use]
+    pub fn of(bytes: u64) -> Self {
+        Self { bytes, segment: (bytes / 8).clamp(64 << 10, 64 << 20) }
+    }
+}
+
+/// A place between two frames, and the records before it in the whole life of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Bytes since the beginning.
+    pub position: u64,
+    /// Records since the beginning.
+    pub records: u64,
+}
+
+/// What is in a log now.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Bytes on the disk that are not read, or stand in one segment with what is not.
+    pub bytes: u64,
+    /// Records that were written and not read.
+    pub records: u64,
+    /// Segments that were set aside, and lie on the disk for a person.
+    pub damaged: u64,
+    /// What was set aside last, for a person.
+    pub damage: Option<String>,
+}
+
+/// Why a batch was not appended.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// There is no room. It comes when the reader has moved on.
+    #[error("the buffer is full")]
+    Full,
+    /// An earlier run of the writer wants to write.
+    #[error("another run writes the buffer")]
+    Stale,
+    /// It does not fit into a frame.
+    #[error("the batch is larger than a frame of a buffer can be")]
+    TooLarge,
+    /// The disk refuses.
+    #[error("cannot write to `{}`: {error}", folder.display())]
+    Disk {
+        /// Where the log is.
+        folder: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// Where a reader stands.
+#[derive(Debug)]
+pub struct Cursor {
+    position: u64,
+    /// Records before it, as far as they are known.
+    records: u64,
+    /// So many records of the frame that it stands before were committed.
+    skip: usize,
+    open: Option<Frames>,
+}
+
+/// A log of batches in a folder, which no other process may write.
+#[derive(Debug)]
+pub struct Log {
+    folder: PathBuf,
+    limits: Limits,
+    inner: Mutex<Inner>,
+    moved: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// By their bases. Each ends where the next begins, the last at the end.
+    segments: VecDeque<Segment>,
+    /// The last segment's file; `None` if the next frame begins a new segment.
+    active: Option<Arc<File>>,
+    unsynced: Vec<Arc<File>>,
+    /// Whether files came, went or got other names since the folder was synced.
+    unsynced_names: bool,
+    end: Place,
+    visible: Place,
+    read: Place,
+    /// Raised for each run of the writer.
+    run: u64,
+    finished: bool,
+    abandoned: bool,
+    damaged: u64,
+    damage: Option<String>,
+    /// Reused by all frames.
+    bytes: Vec<u8>,
+}
+
+impl Log {
+    /// Opens a log of which the store says that it counts up to `committed`; where the store knows nothing, all that is
+    /// sound counts. A new one begins at `first`, which must lie behind all that an earlier log of this folder can have
+    /// held.
+    pub fn open(folder: &Path, limits: Limits, committed: Option<Place>, first: u64) -> io::Result<Self> {
+        create(folder)?;
+        let segments = list(folder)?;
+        let end = match (committed, segments.last()) {
+            (Some(committed), _) => committed,
+            (None, None) => Place { position: first, records: 0 },
+            (None, Some(last)) => sound_end(folder, &segments, *last)?,
+        };
+        let damaged = segments.iter().filter(|segment| segment.damaged).count() as u64;
+        let segments: VecDeque<_> = segments.into_iter().filter(|segment| segment.base < end.position).collect();
+        let inner = Inner {
+            read: end,
+            segments,
+            active: None,
+            unsynced: Vec::new(),
+            unsynced_names: false,
+            end,
+            visible: end,
+            run: 0,
+            finished: false,
+            abandoned: false,
+            damaged,
+            damage: None,
+            bytes: Vec::new(),
+        };
+        let log = Self { folder: folder.to_owned(), limits, inner: Mutex::new(inner), moved: Notify::new() };
+        log.cursor(None)?;
+        Ok(log)
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// How large it may be.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let inner = self.inner();
+        Stats {
+            bytes: inner.bytes_held(),
+            records: inner.end.records.saturating_sub(inner.read.records),
+            damaged: inner.damaged,
+            damage: inner.damage.clone(),
+        }
+    }
+
+    // The writer's side.
+
+    /// Begins a run of the writer: cuts off all behind what is committed, and shuts earlier runs out. Returns the run.
+    pub fn cut_back(&self, committed: Option<Place>) -> io::Result<u64> {
+        let mut inner = self.inner();
+        let to = committed.unwrap_or(inner.visible);
+        inner.run += 1;
+        inner.active = None;
+        inner.unsynced.clear();
+        for segment in list(&self.folder)?.into_iter().filter(|segment| segment.base >= to.position) {
+            fs::remove_file(segment.path(&self.folder))?;
+            inner.unsynced_names = true;
+        }
+        inner.segments.retain(|segment| segment.base < to.position);
+        let last = inner.segments.back().copied();
+        let opened = last.map(|last| OpenOptions::new().write(true).open(last.path(&self.folder)));
+        // What was taken away behind our back is passed over by the reader.
+        let opened = opened.filter(|file| file.as_ref().err().is_none_or(|error| error.kind() != ErrorKind::NotFound));
+        if let (Some(last), Some(file)) = (last, opened.transpose()?) {
+            let len = to.position - last.base;
+            let had = file.metadata()?.len();
+            if had > len {
+                file.set_len(len)?;
+            }
+            // One that lacks bytes, or was set aside, is not written any more.
+            if had >= len && !last.damaged {
+                inner.active = Some(Arc::new(file));
+            }
+        }
+        (inner.end, inner.visible) = (to, to);
+        let run = inner.run;
+        drop(inner);
+        self.moved.notify_waiters();
+        Ok(run)
+    }
+
+    /// Where the log ends now.
+    #[must_use]
+    pub fn end(&self) -> Place {
+        self.inner().end
+    }
+
+    /// Appends a batch. Nobody sees it before it is synced and published.
+    pub fn append(&self, run: u64, batch: &Batch, written: Timestamp) -> Result<(), AppendError> {
+        let mut inner = self.inner();
+        if inner.run != run {
+            return Err(AppendError::Stale);
+        }
+        let mut bytes = std::mem::take(&mut inner.bytes);
+        bytes.clear();
+        bytes.resize(HEADER, 0);
+        frame::encode(batch, &mut bytes);
+        let appended = self.append_frame(&mut inner, &mut bytes, batch.len(), written);
+        // One large batch is no reason to hold its memory for ever.
+        bytes.shrink_to(4 << 20);
+        inner.bytes = bytes;
+        appended
+    }
+
+    fn append_frame(
+        &self,
+        inner: &mut Inner,
+        bytes: &mut [u8],
+        records: usize,
+        written: Timestamp,
+    ) -> Result<(), AppendError> {
+        if inner.is_full(bytes.len() as u64, self.limits) {
+            return Err(AppendError::Full);
+        }
+        let Place { position, records: before } = inner.end;
+        let header = Header::of(&bytes[HEADER..], records, before, written).ok_or(AppendError::TooLarge)?;
+        bytes[..HEADER].copy_from_slice(&header.encode(position));
+        let failed = |error| AppendError::Disk { folder: self.folder.clone(), error };
+        let file = self.active(inner).map_err(failed)?;
+        let base = inner.segments.back().map_or(position, |segment| segment.base);
+        if let Err(error) = file.write_all_at(bytes, position - base) {
+            // The next frame is written over what came of this one.
+            let _ = file.set_len(position - base);
+            return Err(failed(error));
+        }
+        inner.end = Place { position: header.end(position), records: header.after() };
+        Ok(())
+    }
+
+    /// The file for the next frame: of the last segment, or of a new one.
+    fn active(&self, inner: &mut Inner) -> io::Result<Arc<File>> {
+        let len = inner.segments.back().map_or(0, |last| inner.end.position - last.base);
+        let file = match inner.active.take().filter(|_| len < self.limits.segment) {
+            Some(file) => file,
+            None => {
+                let segment = Segment { base: inner.end.position, damaged: false };
+                let file =
+                    OpenOptions::new().write(true).create(true).truncate(true).open(segment.path(&self.folder))?;
+                inner.segments.push_back(segment);
+                inner.unsynced_names = true;
+                Arc::new(file)
+            }
+        };
+        if inner.unsynced.last().is_none_or(|last| !Arc::ptr_eq(last, &file)) {
+            inner.unsynced.push(Arc::clone(&file));
+        }
+        inner.active = Some(Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Makes durable all that was appended, and tells up to where. After an error it is not known what is on the disk.
+    pub fn sync(&self, run: u64) -> Result<Place, AppendError> {
+        let (end, files, names) = {
+            let mut inner = self.inner();
+            if inner.run != run {
+                return Err(AppendError::Stale);
+            }
+            (inner.end, std::mem::take(&mut inner.unsynced), std::mem::take(&mut inner.unsynced_names))
+        };
+        let sync = || {
+            files.iter().try_for_each(|file| file.sync_data())?;
+            if names { File::open(&self.folder)?.sync_all() } else { Ok(()) }
+        };
+        sync().map_err(|error| AppendError::Disk { folder: self.folder.clone(), error })?;
+        Ok(end)
+    }
+
+    /// Lets the reader have what is committed.
+    pub fn publish(&self, committed: Place) {
+        self.inner().visible = committed;
+        self.moved.notify_waiters();
+    }
+
+    /// Nothing will be written any more: the reader ends when it has read all.
+    pub fn finish(&self) {
+        self.inner().finished = true;
+        self.moved.notify_waiters();
+    }
+
+    /// Nobody will read any more.
+    pub fn abandon(&self) {
+        self.inner().abandoned = true;
+        self.moved.notify_waiters();
+    }
+
+    /// Waits until there may be room again for this many bytes. False if there never will be.
+    pub async fn room(&self, bytes: u64) -> bool {
+        self.until(|inner| match inner.is_full(bytes, self.limits) {
+            false => Some(true),
+            true => inner.abandoned.then_some(false),
+        })
+        .await
+    }
+
+    // The reader's side.
+
+    /// A reader that goes on behind what it has committed, or at the beginning. Segments that it has passed go.
+    pub fn cursor(&self, committed: Option<u64>) -> io::Result<Cursor> {
+        let mut inner = self.inner();
+        let first = inner.segments.front().map_or(inner.visible.position, |segment| segment.base);
+        let last = inner.visible.position;
+        let position = match committed {
+            Some(position) if position < first => {
+                let (folder, bytes) = (self.folder.display(), first - position);
+                tracing::error!(buffer = %folder, bytes, "files of the buffer are missing: what they held is lost");
+                first
+            }
+            Some(position) if position > last => {
+                let folder = self.folder.display();
+                tracing::error!(buffer = %folder, "the buffer is not the one that was read before: reading all of it");
+                first
+            }
+            Some(position) => position,
+            None => first,
+        };
+        let (position, skip) = self.frame_at(&inner, position)?;
+        let records = self.records_before(&inner, position)?;
+        inner.read = Place { position, records };
+        self.remove_passed(&mut inner);
+        Ok(Cursor { position, records, skip, open: None })
+    }
+
+    /// The place of the frame that a committed position is in, and how many of its records are committed. A position `n`
+    /// places in front of the end of a frame says that `n` of its records are left.
+    fn frame_at(&self, inner: &Inner, position: u64) -> io::Result<(u64, usize)> {
+        let Some((segment, end)) = inner.segment_at(position) else { return Ok((position, 0)) };
+        let frames = match Frames::open(&self.folder, segment) {
+            Ok(frames) => frames,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((position, 0)),
+            Err(error) => return Err(error),
+        };
+        if frames.header(position, end)?.is_some() {
+            return Ok((position, 0));
+        }
+        let mut at = segment.base;
+        while at < position {
+            match frames.header(at, end)? {
+                Some(header) if header.end(at) > position => {
+                    let left = header.end(at) - position;
+                    let skip = u64::from(header.records).saturating_sub(left);
+                    return Ok((at, usize::try_from(skip).unwrap_or(0)));
+                }
+                Some(header) => at = header.end(at),
+                None => at = frames.next(at + 1, end)?,
+            }
+        }
+        Ok((position, 0))
+    }
+
+    /// The records in the log before a place.
+    fn records_before(&self, inner: &Inner, position: u64) -> io::Result<u64> {
+        if position >= inner.visible.position {
+            return Ok(inner.visible.records);
+        }
+        let Some((segment, end)) = inner.segment_at(position) else { return Ok(inner.visible.records) };
+        let frames = match Frames::open(&self.folder, segment) {
+            Ok(frames) => frames,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(inner.visible.records),
+            Err(error) => return Err(error),
+        };
+        let sound = frames.next(position, end)?;
+        Ok(frames.header(sound, end)?.map_or(inner.visible.records, |header| header.before))
+    }
+
+    /// Batches from where the cursor stands, in order, each with the place behind it: at least one if there is any, and
+    /// not many more than `most_bytes`. What is damaged is set aside and passed over: an empty batch moves on past it.
+    pub fn read(&self, cursor: &mut Cursor, most_bytes: usize) -> io::Result<Vec<(Batch, Place)>> {
+        let mut batches = Vec::new();
+        let mut bytes = 0;
+        while bytes < most_bytes {
+            let Some((segment, end)) = self.next_segment(cursor) else { break };
+            if cursor.open.as_ref().is_none_or(|open| open.base() != segment.base) {
+                cursor.open = match Frames::open(&self.folder, segment) {
+                    Ok(frames) => Some(frames),
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        self.note_damage(segment, "is gone");
+                        cursor.position = end;
+                        batches.push((nothing(), cursor.place()));
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+            }
+            let Some(frames) = &cursor.open else { continue };
+            let position = cursor.position;
+            let header = frames.header(position, end)?;
+            let batch = match &header {
+                Some(header) => frames.batch(header, position)?,
+                None => None,
+            };
+            let skip = std::mem::take(&mut cursor.skip);
+            if let (Some(header), Some(batch)) = (header, batch) {
+                let left = batch.records().get(skip..).unwrap_or_default().to_vec();
+                let batch = if skip == 0 { batch } else { batch.with_records(left) };
+                (cursor.position, cursor.records) = (header.end(position), header.after());
+                bytes += HEADER + header.len as usize;
+                batches.push((batch, cursor.place()));
+            } else {
+                // A sound header tells where the next frame is; else it is looked for.
+                let from = header.map_or(position + 1, |header| header.end(position));
+                cursor.position = frames.next(from, end)?;
+                cursor.records = frames.header(cursor.position, end)?.map_or(cursor.records, |header| header.before);
+                self.set_aside(segment, position, cursor.position - position)?;
+                batches.push((nothing(), cursor.place()));
+            }
+        }
+        Ok(batches)
+    }
+
+    /// The segment in which the cursor stands, and where it ends for a reader. `None` if there is nothing to read yet.
+    fn next_segment(&self, cursor: &mut Cursor) -> Option<(Segment, u64)> {
+        let inner = self.inner();
+        if cursor.position >= inner.visible.position {
+            return None;
+        }
+        let found = inner.segment_at(cursor.position);
+        if found.is_none() {
+            cursor.position = inner.segments.front().map_or(inner.visible.position, |first| first.base);
+            return inner.segment_at(cursor.position);
+        }
+        found
+    }
+
+    /// Gives a damaged segment another name. What is sound in it is still read, and then it stays for a person.
+    fn set_aside(&self, segment: Segment, position: u64, bytes: u64) -> io::Result<()> {
+        let mut inner = self.inner();
+        if let Some(at) = inner.segments.iter().position(|known| known.base == segment.base && !known.damaged) {
+            let aside = Segment { damaged: true, ..segment };
+            match fs::rename(segment.path(&self.folder), aside.path(&self.folder)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            inner.unsynced_names = true;
+            inner.segments[at] = aside;
+            if at + 1 == inner.segments.len() {
+                inner.active = None;
+            }
+            inner.damaged += 1;
+        }
+        drop(inner);
+        let place = position - segment.base;
+        self.note_damage(segment, &format!("is damaged: {bytes} bytes at {place} cannot be read and are passed over"));
+        Ok(())
+    }
+
+    fn note_damage(&self, segment: Segment, what: &str) {
+        let path = Segment { damaged: true, ..segment }.path(&self.folder);
+        let words = format!("the segment `{}` of the buffer {what}", path.display());
+        tracing::error!("{words}; the file is kept under this name, and the rest of the buffer goes on");
+        self.inner().damage = Some(words);
+    }
+
+    /// The reader has committed what it read up to here: segments before it go.
+    pub fn release(&self, read: Place) {
+        let mut inner = self.inner();
+        if read.position <= inner.read.position {
+            return;
+        }
+        inner.read = read;
+        self.remove_passed(&mut inner);
+        drop(inner);
+        let _ = fs::write(self.folder.join(HINT), format!("{} {}\n", read.position, read.records));
+        self.moved.notify_waiters();
+    }
+
+    fn remove_passed(&self, inner: &mut Inner) {
+        while inner.segments.get(1).is_some_and(|second| second.base <= inner.read.position) {
+            let Some(first) = inner.segments.pop_front() else { break };
+            // A damaged one stays for a person to look at.
+            if !first.damaged
+                && let Err(error) = fs::remove_file(first.path(&self.folder))
+                && error.kind() != ErrorKind::NotFound
+            {
+                let path = first.path(&self.folder);
+                tracing::warn!("cannot remove `{}`, which has been read: {error}", path.display());
+            }
+        }
+    }
+
+    /// Waits until there is something to read from this place on. False if there never will be.
+    pub async fn readable(&self, cursor: &Cursor) -> bool {
+        let position = cursor.position;
+        self.until(|inner| match inner.visible.position > position {
+            true => Some(true),
+            false => inner.finished.then_some(false),
+        })
+        .await
+    }
+
+    async fn until<T>(&self, mut known: impl FnMut(&Inner) -> Option<T>) -> T {
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            moved.as_mut().enable();
+            if let Some(known) = known(&self.inner()) {
+                return known;
+            }
+            moved.await;
+        }
+    }
+}
+
+impl Cursor {
+    fn place(&self) -> Place {
+        Place { position: self.position, records: self.records }
+    }
+}
+
+/// A batch without a record.
+fn nothing() -> Batch {
+    let nowhere = Partition { source: "".into(), topic: "".into(), number: 0 };
+    BatchBuilder::new(Arc::new(nowhere), 0, 0).finish()
+}
+
+impl Inner {
+    fn bytes_held(&self) -> u64 {
+        self.segments.front().map_or(0, |first| self.end.position - first.base)
+    }
+
+    /// Whether a frame must wait. One that finds a reader with nothing left to free is always taken, or an epoch larger
+    /// than the buffer could never be committed, nor read.
+    fn is_full(&self, frame: u64, limits: Limits) -> bool {
+        self.bytes_held() + frame > limits.bytes && self.read.position < self.visible.position
+    }
+
+    /// The segment that a place is in, and where it ends, or where what is visible of it does.
+    fn segment_at(&self, position: u64) -> Option<(Segment, u64)> {
+        let at = self.segments.iter().rposition(|segment| segment.base <= position)?;
+        let end = self.segments.get(at + 1).map_or(self.visible.position, |next| next.base);
+        Some((self.segments[at], end.min(self.visible.position)))
+    }
+}
+
+/// The end of what is sound in the last segment.
+fn sound_end(folder: &Path, segments: &[Segment], last: Segment) -> io::Result<Place> {
+    let (position, records) = Frames::open(folder, last)?.sound_end()?;
+    if let Some(records) = records {
+        return Ok(Place { position, records });
+    }
+    // It holds nothing yet; the one before it counts the records.
+    let before = segments.iter().rev().nth(1).map(|segment| Frames::open(folder, *segment)?.sound_end()).transpose()?;
+    Ok(Place { position, records: before.and_then(|(_, records)| records).unwrap_or(0) })
+}
+
+/// Creates a folder and those above it, so that their names survive a power cut.
+fn create(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        create(parent)?;
+        match fs::create_dir(folder) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+            _ => File::open(parent)?.sync_all()?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tempfile::TempDir;
+
+    use super::super::frame::tests::{batches, whole};
+    use super::*;
+    use crate::record::Draft;
+
+    const FIRST: u64 = 1 << 40;
+    const ROOMY: Limits = Limits { bytes: 1 << 20, segment: 300 };
+
+    fn open(dir: &TempDir, limits: Limits, committed: Option<Place>) -> Log {
+        Log::open(&dir.path().join("buffers/p/s"), limits, committed, FIRST).unwrap()
+    }
+
+    /// A batch of one record with this body.
+    fn one(body: &str) -> Batch {
+        let origin = Partition { source: "in".into(), topic: "orders".into(), number: 3 };
+        let mut batch = BatchBuilder::new(Arc::new(origin), 0, 1);
+        batch.push_copy(Draft { body: body.as_bytes(), ..Draft::default() });
+        batch.finish()
+    }
+
+    fn append(log: &Log, run: u64, body: &str) {
+        log.append(run, &one(body), Timestamp(7)).unwrap();
+    }
+
+    /// Appends, syncs and publishes, as an epoch does.
+    fn commit(log: &Log, run: u64, bodies: &[&str]) -> Place {
+        bodies.iter().for_each(|body| append(log, run, body));
+        let place = log.sync(run).unwrap();
+        log.publish(place);
+        place
+    }
+
+    fn body(batch: &Batch) -> Option<String> {
+        let record = batch.records().first()?;
+        Some(String::from_utf8_lossy(batch.body(record)).into_owned())
+    }
+
+    /// The bodies from a place on, and the place behind them.
+    fn read(log: &Log, from: Option<u64>) -> (Vec<String>, Place) {
+        let mut cursor = log.cursor(from).unwrap();
+        let batches = log.read(&mut cursor, usize::MAX).unwrap();
+        (batches.iter().filter_map(|(batch, _)| body(batch)).collect(), cursor.place())
+    }
+
+    fn files(log: &Log, ending: &str) -> Vec<PathBuf> {
+        let all = fs::read_dir(log.folder()).unwrap().map(|entry| entry.unwrap().path());
+        let mut all: Vec<_> = all.filter(|path| path.to_string_lossy().ends_with(ending)).collect();
+        all.sort();
+        all
+    }
+
+    /// Changes one byte of the frame that holds this text.
+    fn damage(log: &Log, text: &str) -> PathBuf {
+        for path in files(log, "") {
+            let mut bytes = fs::read(&path).unwrap();
+            if let Some(at) = memchr::memmem::find(&bytes, text.as_bytes()) {
+                bytes[at] ^= 1;
+                fs::write(&path, bytes).unwrap();
+                return path;
+            }
+        }
+        panic!("nothing holds {text}");
+    }
+
+    const LONG: &str =
+        "a body of a hundred bytes, give or take, so that a few of them fill a segment of three hundred bytes";
+
+    fn long(number: u32) -> String {
+        format!("{LONG} {number}")
+    }
+
+    fn commit_long(log: &Log, run: u64, numbers: std::ops::Range<u32>) -> Place {
+        let bodies: Vec<_> = numbers.map(long).collect();
+        commit(log, run, &bodies.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn only_what_is_published_is_read_and_what_is_released_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        commit_long(&log, run, 0..10);
+        append(&log, run, "not yet");
+        let (read_once, place) = read(&log, None);
+        assert_eq!(read_once, (0..10).map(long).collect::<Vec<_>>());
+        assert_eq!(place.records, 10);
+        let segments = files(&log, ".segment").len();
+        assert!(segments > 3);
+        assert_eq!(log.stats().records, 11);
+
+        log.release(place);
+        assert_eq!(files(&log, ".segment").len(), 1);
+        assert_eq!(log.stats().records, 1);
+        assert_eq!(read(&log, Some(place.position)).0, Vec::<String>::new());
+        commit(&log, run, &["next"]);
+        assert_eq!(read(&log, Some(place.position)).0, ["not yet", "next"]);
+    }
+
+    #[test]
+    fn what_was_not_committed_is_cut_off_over_as_many_segments_as_it_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        let committed = commit_long(&log, run, 0..3);
+        (3..9).for_each(|number| append(&log, run, &long(number)));
+        drop(log);
+
+        let log = open(&dir, ROOMY, Some(committed));
+        // The reader does not wait for the writer.
+        assert_eq!(read(&log, None).0.len(), 3);
+        let run = log.cut_back(Some(committed)).unwrap();
+        commit(&log, run, &["another"]);
+        let (bodies, place) = read(&log, None);
+        assert_eq!((bodies.len(), bodies.last().map(String::as_str)), (4, Some("another")));
+        assert_eq!((place, place.records), (log.end(), 4));
+    }
+
+    #[test]
+    fn rule_2_a_run_that_was_cut_off_writes_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let old = log.cut_back(None).unwrap();
+        let new = log.cut_back(None).unwrap();
+        assert!(matches!(log.append(old, &one("late"), Timestamp(0)), Err(AppendError::Stale)));
+        assert!(matches!(log.sync(old), Err(AppendError::Stale)));
+        append(&log, new, "in time");
+    }
+
+    #[test]
+    fn a_full_log_takes_nothing_until_the_reader_has_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, Limits { bytes: 1000, segment: 300 }, None);
+        let run = log.cut_back(None).unwrap();
+        let first = commit_long(&log, run, 0..3);
+        let mut number = 3;
+        while log.append(run, &one(&long(number)), Timestamp(0)).is_ok() {
+            number += 1;
+        }
+        assert!(log.stats().bytes <= 1000, "bounded by what was said");
+        assert!((4..10).contains(&number));
+        log.release(first);
+        append(&log, run, &long(number));
+    }
+
+    #[test]
+    fn an_epoch_larger_than_the_log_is_taken_when_the_reader_has_nothing_left_to_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, Limits { bytes: 1000, segment: 300 }, None);
+        let run = log.cut_back(None).unwrap();
+        let end = commit_long(&log, run, 0..50);
+        assert_eq!(read(&log, None), ((0..50).map(long).collect(), end));
+    }
+
+    #[test]
+    fn a_damaged_frame_is_passed_over_and_its_segment_set_aside_and_the_rest_flows() {
+        for header in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let log = open(&dir, ROOMY, None);
+            let run = log.cut_back(None).unwrap();
+            let end = commit_long(&log, run, 0..9);
+            let path = if header { files(&log, ".segment").remove(1) } else { damage(&log, &long(4)) };
+            if header {
+                let mut bytes = fs::read(&path).unwrap();
+                bytes[..HEADER].fill(0);
+                fs::write(&path, bytes).unwrap();
+            }
+            let (bodies, place) = read(&log, None);
+            assert_eq!((bodies.len(), place), (8, end), "{bodies:?}");
+            let stats = log.stats();
+            assert_eq!(stats.damaged, 1);
+            let aside = files(&log, ".damaged");
+            assert_eq!(aside, [path.with_extension("damaged")]);
+            assert!(stats.damage.unwrap().contains(&aside[0].display().to_string()));
+
+            // What was passed is not met again, and the damaged file stays.
+            log.release(place);
+            drop(log);
+            let log = open(&dir, ROOMY, Some(end));
+            assert_eq!(read(&log, Some(place.position)).0, Vec::<String>::new());
+            assert_eq!((files(&log, ".damaged").len(), files(&log, ".segment").len()), (1, 1));
+        }
+    }
+
+    #[test]
+    fn damage_in_the_segment_that_is_written_costs_nothing_that_is_not_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, Limits::of(1 << 20), None);
+        let run = log.cut_back(None).unwrap();
+        let committed = commit(&log, run, &["one", "two", "three"]);
+        append(&log, run, "open");
+        damage(&log, "two");
+        assert_eq!(read(&log, None).0, ["one", "three"]);
+        commit(&log, run, &["next"]);
+        assert_eq!(read(&log, None).0, ["one", "three", "open", "next"]);
+        // And what is cut off is cut off in the file that was set aside, too.
+        let run = log.cut_back(Some(committed)).unwrap();
+        commit(&log, run, &["again"]);
+        assert_eq!(read(&log, None).0, ["one", "three", "again"]);
+    }
+
+    #[test]
+    fn a_position_within_a_frame_says_how_many_of_its_records_are_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        append(&log, run, "before");
+        let origin = Partition { source: "in".into(), topic: "orders".into(), number: 3 };
+        let mut batch = BatchBuilder::new(Arc::new(origin), 0, 0);
+        for body in ["a", "b", "c"] {
+            batch.push_copy(Draft { body: body.as_bytes(), ..Draft::default() });
+        }
+        log.append(run, &batch.finish(), Timestamp(0)).unwrap();
+        let end = commit(&log, run, &[]).position;
+        commit(&log, run, &["behind"]);
+        for (left, expected) in [(0, "behind"), (1, "c"), (2, "b"), (3, "a")] {
+            let bodies = read(&log, Some(end - left)).0;
+            assert_eq!(bodies.first().map(String::as_str), Some(expected), "{bodies:?}");
+            assert_eq!(bodies.len(), if left == 0 { 1 } else { 2 }, "one body for each batch");
+            let mut cursor = log.cursor(Some(end - left)).unwrap();
+            let batch = log.read(&mut cursor, 1).unwrap().remove(0).0;
+            assert_eq!(batch.len() as u64, left.max(1));
+        }
+    }
+
+    #[test]
+    fn missing_files_are_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        let end = commit_long(&log, run, 0..9);
+        fs::remove_file(&files(&log, ".segment")[1]).unwrap();
+        assert!(read(&log, None).0.len() < 9);
+        drop(log);
+        // All of them: the log goes on where the store says.
+        let log = open(&dir, ROOMY, Some(end));
+        files(&log, "segment").into_iter().for_each(|path| fs::remove_file(path).unwrap());
+        let run = log.cut_back(Some(end)).unwrap();
+        commit(&log, run, &["next"]);
+        assert_eq!(read(&log, Some(end.position)).0, ["next"]);
+    }
+
+    #[test]
+    fn where_the_store_was_lost_all_that_is_sound_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        commit_long(&log, run, 0..5);
+        drop(log);
+        let log = open(&dir, ROOMY, None);
+        let last = files(&log, ".segment").pop().unwrap();
+        let mut torn = fs::read(&last).unwrap();
+        torn.extend_from_slice(b"WFr1 torn");
+        drop(log);
+        fs::write(&last, torn).unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        commit(&log, run, &["next"]);
+        let (bodies, place) = read(&log, None);
+        assert_eq!((bodies.len(), place.records), (6, 6));
+    }
+
+    #[test]
+    fn a_position_of_another_log_reads_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        commit(&log, run, &["one", "two"]);
+        assert_eq!(read(&log, Some(FIRST - 1)).0, ["one", "two"]);
+        assert_eq!(read(&log, Some(FIRST << 1)).0, ["one", "two"]);
+    }
+
+    #[tokio::test]
+    async fn a_reader_waits_for_more_and_ends_when_there_will_be_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        let mut cursor = log.cursor(None).unwrap();
+        let (readable, _) = tokio::join!(log.readable(&cursor), async { commit(&log, run, &["one"]) });
+        assert!(readable);
+        log.read(&mut cursor, 1).unwrap();
+        let (readable, ()) = tokio::join!(log.readable(&cursor), async { log.finish() });
+        assert!(!readable);
+    }
+
+    /// What a writer does.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Append(Batch),
+        Commit,
+        /// The reader commits what it has read.
+        Release,
+        /// The process dies; this share of what was not synced is on the disk, and then some bytes that nobody wrote.
+        Crash(prop::sample::Index, Vec<u8>),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            5 => batches().prop_map(Step::Append),
+            2 => Just(Step::Commit),
+            1 => Just(Step::Release),
+            1 => (any::<prop::sample::Index>(), any::<Vec<u8>>()).prop_map(|(at, bytes)| Step::Crash(at, bytes)),
+        ];
+        // Each ends with a crash.
+        (proptest::collection::vec(step, 0..40), any::<prop::sample::Index>()).prop_map(|(mut steps, at)| {
+            steps.push(Step::Crash(at, Vec::new()));
+            steps
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn after_a_crash_at_any_byte_exactly_the_committed_frames_are_there(steps in steps()) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut log = open(&dir, ROOMY, None);
+            let mut run = log.cut_back(None).unwrap();
+            // What the store would hold: of the writer, and of the reader.
+            let (mut committed, mut read) = (log.end(), None);
+            let (mut pending, mut expected) = (Vec::new(), Vec::new());
+            for step in steps {
+                match step {
+                    Step::Append(batch) => {
+                        log.append(run, &batch, Timestamp(0)).unwrap();
+                        pending.push(batch);
+                    }
+                    Step::Commit => {
+                        committed = log.sync(run).unwrap();
+                        log.publish(committed);
+                        expected.append(&mut pending);
+                    }
+                    Step::Release => {
+                        let mut cursor = log.cursor(read).unwrap();
+                        log.read(&mut cursor, usize::MAX).unwrap();
+                        read = Some(cursor.position);
+                        log.release(cursor.place());
+                        expected.clear();
+                    }
+                    Step::Crash(at, garbage) => {
+                        if let Some(last) = files(&log, ".segment").pop() {
+                            let base: u64 = last.file_stem().unwrap().to_str().unwrap().parse().unwrap();
+                            let mut bytes = fs::read(&last).unwrap();
+                            let durable = usize::try_from(committed.position.saturating_sub(base)).unwrap();
+                            if durable < bytes.len() {
+                                bytes.truncate(durable + at.index(bytes.len() - durable));
+                            }
+                            bytes.extend(garbage);
+                            fs::write(&last, bytes).unwrap();
+                        }
+                        pending.clear();
+                        log = open(&dir, ROOMY, Some(committed));
+                        let mut cursor = log.cursor(read).unwrap();
+                        let there = log.read(&mut cursor, usize::MAX).unwrap();
+                        let there: Vec<_> = there.iter().map(|(batch, _)| whole(batch)).collect();
+                        prop_assert_eq!(there, expected.iter().map(whole).collect::<Vec<_>>());
+                        prop_assert_eq!(log.stats().damaged, 0);
+                        run = log.cut_back(Some(committed)).unwrap();
+                        prop_assert_eq!(log.end(), committed);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_as_a_segment_are_read_to_their_end(bytes in any::<Vec<u8>>(), batch in batches(), cut in any::<u16>()) {
+            let dir = tempfile::tempdir().unwrap();
+            let log = open(&dir, ROOMY, None);
+            let run = log.cut_back(None).unwrap();
+            log.append(run, &batch, Timestamp(0)).unwrap();
+            let end = log.sync(run).unwrap();
+            let path = files(&log, ".segment").pop().unwrap();
+            let mut all = fs::read(&path).unwrap();
+            let at = usize::from(cut) % all.len();
+            all.splice(at..at, bytes);
+            fs::write(&path, all).unwrap();
+            drop(log);
+            for committed in [None, Some(end)] {
+                let log = open(&dir, ROOMY, committed);
+                let mut cursor = log.cursor(None).unwrap();
+                log.read(&mut cursor, usize::MAX).unwrap();
+                prop_assert_eq!(cursor.position, log.end().position);
+                prop_assert!(cursor.position <= log.end().position);
+                log.cut_back(committed).unwrap();
+            }
+        }
+    }
+}
