@@ -432,7 +432,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn rule_2_answers_of_an_earlier_run_do_not_count() {
         let mut bench = Bench::new();
-        let reports = bench.reports.clone();
+        let (reports, commits) = (bench.reports.clone(), Arc::clone(&bench.commits));
         let ended = bench.run(async |played: &mut Played| {
             played.says(Report::Moved).await;
             let epoch = played.barrier().await;
@@ -440,7 +440,7 @@ mod tests {
             reports.send(1, Report::Settled { sink: 0, epoch }).await.unwrap();
             played.puts_the_barrier(epoch, &[(0, 7)]).await;
             let nothing = tokio::time::timeout(Duration::from_mins(1), played.told()).await;
-            assert!(nothing.is_err(), "it waits for the sink of this run");
+            assert!(nothing.is_err() && commits.0.lock().unwrap().is_empty(), "it waits for the sink of this run");
             played.says(Report::Settled { sink: 0, epoch }).await;
         });
         assert_eq!(ended.await, Ok(RunEnd::Stopped));

@@ -371,6 +371,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_made_durable_condemns_no_record_even_while_one_is_looked_for() {
+        for transactional in [false, true] {
+            let kit = Kit { transactional, ..Kit::new(cannot_stand("work", &[(1, 17)], Deed::Panic)) };
+            let run = kit.start(6);
+            for restarts in [2, 6, 9, 20, 30] {
+                run.until("it goes on", |run| run.status().restarts >= restarts || run.status().state.is_over()).await;
+                kit.world.flushes_fail.store(6, Ordering::Relaxed);
+            }
+            kit.world.flushes_fail.store(0, Ordering::Relaxed);
+            assert_eq!(run.end().await.end, PipelineEnd::Finished);
+            assert!(kit.world.letters().iter().all(|(id, ..)| *id == (1, 17)));
+            assert_the_others_came(&kit, "out", &[(1, 17)]);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn commits_that_fail_condemn_no_record_even_while_one_is_looked_for() {
         let kit = Kit::new(cannot_stand("work", &[(1, 17)], Deed::Panic));
         let run = kit.start(6);

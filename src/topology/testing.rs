@@ -102,6 +102,8 @@ pub(super) struct World {
     pub(super) broken_silences: AtomicUsize,
     /// Whether the other side of the sinks is away: nothing is answered, and nothing can be opened.
     pub(super) away: AtomicBool,
+    /// How often making durable what was written fails from now on.
+    pub(super) flushes_fail: AtomicUsize,
     /// Whether a transaction is open.
     pub(super) open: AtomicBool,
 }
@@ -480,7 +482,9 @@ impl Sink for TestSink {
         if self.transactional {
             self.silent_until = Some(self.world.commits.load(Ordering::Relaxed) + 1);
         }
-        async { Ok(()) }.boxed()
+        let left = &self.world.flushes_fail;
+        let fails = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        async move { if fails { Err(SinkError::Rewind("the disk is full".to_owned())) } else { Ok(()) } }.boxed()
     }
 }
 

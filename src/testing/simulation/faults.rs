@@ -128,8 +128,14 @@ impl Faults {
         let one_in = match step {
             Step::Pull | Step::Apply | Step::Write | Step::Answer => 60,
             Step::Open | Step::Flush | Step::Flushed | Step::Fence | Step::Abort | Step::Load => 16,
-            Step::StoreBefore | Step::StoreAfter | Step::GroupBefore | Step::GroupAfter | Step::Revoke => 8,
-            Step::CommitBefore | Step::OffsetsSent | Step::CommitAfter => 8,
+            Step::StoreBefore
+            | Step::StoreAfter
+            | Step::GroupBefore
+            | Step::GroupAfter
+            | Step::CommitBefore
+            | Step::OffsetsSent
+            | Step::CommitAfter
+            | Step::Revoke => 8,
         };
         if self.left == 0 || self.random.u32(0..one_in) != 0 {
             return None;

@@ -15,7 +15,7 @@ use crate::topology::{self, Host, PipelineEnd};
 /// How often the processes are looked after.
 const TICK: Duration = Duration::from_millis(50);
 /// No schedule of a scenario this small takes longer than this much simulated time.
-const LONGEST: Duration = Duration::from_secs(3600);
+const LONGEST: Duration = Duration::from_secs(1_200);
 /// After its end a process may take this long to clear up.
 const LONGEST_END: Duration = Duration::from_secs(60);
 /// More lives than this are no bad luck.

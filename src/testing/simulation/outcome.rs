@@ -157,12 +157,6 @@ impl Expected {
         self.0.entry(stream(arrival)).or_default().insert(arrival.id.offset);
     }
 
-    /// How many records must come out, wherever.
-    #[cfg(test)]
-    fn len(&self) -> usize {
-        self.0.values().map(BTreeSet::len).sum()
-    }
-
     /// Holds the promise against what came out: nothing is lost, nothing strange appears, and the order of each partition
     /// is kept; and where nothing may repeat, nothing does.
     ///
@@ -250,27 +244,18 @@ mod tests {
             }
         }
         assert_eq!(expected.check(&scenario, &sound, true), Ok(()));
-        assert_eq!(expected.len(), sound.len());
         let broken = |change: &dyn Fn(&mut Vec<Arrival>)| {
             let mut delivered = sound.clone();
             change(delivered.0.get_mut(&Destination::Sink(0)).unwrap());
             expected.check(&scenario, &delivered, true).unwrap_err()
         };
-        assert!(
-            broken(&|came| {
-                came.remove(3);
-            })
-            .contains("was lost")
-        );
+        assert!(broken(&|came| came.truncate(3)).contains("was lost"));
         assert!(broken(&|came| came.push(came[0])).contains("more than once"));
         assert!(broken(&|came| came.swap(0, 1)).contains("came before"));
-        let strange = |came: &mut Vec<Arrival>| came[0].id.offset = 99;
-        assert!(
-            broken(&|came| {
-                came.push(came[0]);
-                strange(came)
-            })
-            .contains("does not belong")
-        );
+        let strange = broken(&|came| {
+            came.push(came[0]);
+            came[0].id.offset = 99;
+        });
+        assert!(strange.contains("does not belong"), "{strange}");
     }
 }

@@ -255,7 +255,7 @@ impl World {
         let mut inner = self.inner();
         let until = inner.busy_until.entry(writer).or_default();
         *until = (*until).max(now) + self.scenario.work;
-        *until - now
+        until.saturating_sub(now)
     }
 
     /// Whether the positions behind all records are committed.
@@ -458,7 +458,10 @@ impl World {
         for (id, identity) in identities.iter_mut() {
             let Some(open) = identity.expire(now) else { continue };
             if !open.may_expire && !instance_of(id).is_some_and(|instance| ever_held.contains(&instance)) {
-                breaches.push(format!("transaction {id} was open for {:?} and had to be aborted", now - open.since));
+                breaches.push(format!(
+                    "transaction {id} was open for {:?} and had to be aborted",
+                    now.saturating_sub(open.since)
+                ));
             }
         }
         drop(inner);

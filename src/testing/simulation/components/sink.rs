@@ -128,20 +128,18 @@ impl Simulated {
     /// Takes a batch over, in a transaction or not.
     fn take(&self, batch: &Batch) -> Result<(), SinkError> {
         let arrivals = self.arrivals(batch);
-        match &self.transaction {
-            Some(transaction) => transaction.produce(self.writer, arrivals).map_err(SinkError::Rewind),
-            None => {
-                self.place.world.take(self.writer, arrivals);
-                Ok(())
-            }
+        if let Some(transaction) = &self.transaction {
+            return transaction.produce(self.writer, arrivals).map_err(SinkError::Rewind);
         }
+        self.place.world.take(self.writer, arrivals);
+        Ok(())
     }
 
     /// Waits for the answer to a batch, which comes when the outside world is there.
-    fn answer(&self, batch: Arc<Batch>, what: String) -> Answer {
+    fn answer(&self, batch: &Batch, what: String) -> Answer {
         let (place, writer, kind) = (self.place.clone(), self.writer, self.kind);
-        let (is_transactional, refused) = (self.transaction.is_some(), self.refusals(&batch));
-        let (arrivals, until) = (self.arrivals(&batch), place.world.taken(writer));
+        let (is_transactional, refused) = (self.transaction.is_some(), self.refusals(batch));
+        let (arrivals, until) = (self.arrivals(batch), place.world.taken(writer));
         async move {
             place.runtime.sleep(place.world.work(writer)).await;
             place.until_reachable().await;
@@ -210,7 +208,7 @@ impl Sink for Simulated {
                     self.take(&batch)?;
                 }
             }
-            Ok(self.answer(batch, what))
+            Ok(self.answer(&batch, what))
         }
         .boxed()
     }
