@@ -384,9 +384,7 @@ pub(crate) fn failed(code: Code) -> SinkError {
         // The next run does not begin to write before the right is there.
         Verdict::Denied => SinkError::Outage(format!("not allowed to write: {code}")),
         Verdict::DeniedForGood => SinkError::Fatal(format!("not allowed to write: {code}")),
-        Verdict::Record | Verdict::Size | Verdict::Suspect => {
-            SinkError::Rewind(format!("records were not written: {code}"))
-        }
+        Verdict::Size | Verdict::Suspect => SinkError::Rewind(format!("records were not written: {code}")),
         _ => SinkError::Outage(format!("records were not written: {code}")),
     }
 }
@@ -584,7 +582,6 @@ impl Polling {
     /// What became of a record that was not written.
     fn fate(&self, code: Code, delivery: &Delivery<'_>) -> Fate {
         match verdict(code) {
-            Verdict::Record => return Fate::Refused(format!("the broker refused the record: {code}")),
             Verdict::Size => {
                 let size = delivery.size();
                 if lock(&self.topics).refused(&delivery.topic(), size, self.batch_bytes) {
