@@ -118,16 +118,6 @@ fn file_content() {
     fuzz("file-content");
 }
 
-#[test]
-fn buffer_frame() {
-    fuzz("buffer-frame");
-}
-
-#[test]
-fn buffer_segment() {
-    fuzz("buffer-segment");
-}
-
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
 }
