@@ -194,6 +194,8 @@ impl SharedProducer {
             defaults.push(("retry.backoff.ms", "10".to_owned()));
         } else {
             fixed.push(("message.timeout.ms", "0".to_owned()));
+            // Where a request is refused, those behind it must not be written before it: the client gives up instead.
+            fixed.push(("enable.gapless.guarantee", "true".to_owned()));
         }
         self.settings.connection.client_config(&defaults, &fixed)
     }
