@@ -234,7 +234,17 @@ fn rule_6_an_epoch_can_close_in_time_before_a_slow_sink() {
 
 #[test]
 fn rule_8_positions_are_committed_only_for_what_is_held() {
+    /// Barriers are under way for long, and partitions go meanwhile.
+    const SLOW: &[Fault] = &[
+        Fault::Outage(Duration::from_secs(30)),
+        Fault::CutOff(Duration::from_secs(11)),
+        Fault::Hold(Duration::from_secs(11)),
+        Fault::Delay(Duration::from_secs(4)),
+    ];
     all(&Scenario { faults: 8, ends: 8, ..Scenario::shared(true, 3) });
+    for exactly_once in [false, true] {
+        all(&Scenario { menu: SLOW, faults: 6, ends: 3, ..Scenario::shared(exactly_once, 2) });
+    }
     noticed(&rough(true), &[Mutation::CommitsLostPositions, Mutation::ReadsUnstableOffsets]);
     noticed(&rough(false), &[Mutation::CommitsLostPositions]);
     // Only a group without members takes a commit from nobody.

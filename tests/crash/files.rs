@@ -98,7 +98,15 @@ fn survive_from_kafka(guarantee: &str, sink: &str) -> Vec<Consumed> {
         weir.metric("weir_buffer_records", &[("pipeline", &name)]).is_none_or(|records| records == 0.0)
     });
     assert_eq!(weir.stop(SOON), 0);
+    eprintln!("kafka to file, {guarantee}: the group was asked {} times what became of an epoch", settled(&home));
     records(&home)
+}
+
+/// How often a process found an epoch prepared, and asked the group what became of it.
+fn settled(home: &Home) -> usize {
+    let logs = fs::read_dir(home.path(".")).into_iter().flatten().filter_map(Result::ok);
+    let logs = logs.filter(|entry| entry.file_name().to_string_lossy().starts_with("log-"));
+    logs.map(|log| fs::read_to_string(log.path()).unwrap_or_default().matches("left prepared is settled").count()).sum()
 }
 
 /// All that the sink has written, in the order of the names of its files.

@@ -58,9 +58,9 @@ const TARGETS: &[Target] = &[
     Target { name: "checkpoint", check: stored::check_entries, tokens: stored::TOKENS, also: &[], mutants: 20_000 },
     Target { name: "prepared", check: stored::check_prepared, tokens: stored::TOKENS, also: &[], mutants: 10_000 },
     Target { name: "file-positions", check: lines::check_positions, tokens: stored::TOKENS, also: &[], mutants: 500 },
-    Target { name: "buffer-frame", check: buffers::check_body, tokens: buffers::TOKENS, also: &[], mutants: 20_000 },
-    Target { name: "buffer-segment", check: buffers::check_segment, tokens: buffers::TOKENS, also: &[], mutants: 100 },
     Target { name: "file-content", check: lines::check_content, tokens: json::TOKENS, also: &[], mutants: 1000 },
+    Target { name: "buffer-frame", check: buffers::check_frame, tokens: buffers::TOKENS, also: &[], mutants: 400 },
+    Target { name: "buffer-segment", check: buffers::check_segment, tokens: buffers::TOKENS, also: &[], mutants: 200 },
 ];
 
 const YAML_FILES: &[&str] = &["pipelines", "tests/golden/diagnostics", "tests/golden/plans"];

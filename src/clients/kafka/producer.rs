@@ -319,9 +319,14 @@ impl Slots {
         match fate {
             Fate::Written => {}
             Fate::Refused(error) if !self.all_or_nothing => slot.refused.push(Refusal { record, error }),
+            // What the others are purged for is reported before it: the cause counts, whenever it comes.
             Fate::Refused(error) => {
-                let failure = slot.failure.get_or_insert(SinkError::Rewind(error));
-                self.cause.get_or_insert_with(|| failure.clone());
+                if matches!(slot.failure, None | Some(SinkError::Outage(_))) {
+                    slot.failure = Some(SinkError::Rewind(error.clone()));
+                }
+                if matches!(self.cause, None | Some(SinkError::Outage(_))) {
+                    self.cause = Some(SinkError::Rewind(error));
+                }
             }
             Fate::Failed(code) if self.all_or_nothing && is_consequence(code) => {
                 slot.consequence.get_or_insert_with(|| failed(code));
@@ -379,9 +384,7 @@ pub(crate) fn failed(code: Code) -> SinkError {
         // The next run does not begin to write before the right is there.
         Verdict::Denied => SinkError::Outage(format!("not allowed to write: {code}")),
         Verdict::DeniedForGood => SinkError::Fatal(format!("not allowed to write: {code}")),
-        Verdict::Record | Verdict::Size | Verdict::Suspect => {
-            SinkError::Rewind(format!("records were not written: {code}"))
-        }
+        Verdict::Size | Verdict::Suspect => SinkError::Rewind(format!("records were not written: {code}")),
         _ => SinkError::Outage(format!("records were not written: {code}")),
     }
 }
@@ -579,7 +582,6 @@ impl Polling {
     /// What became of a record that was not written.
     fn fate(&self, code: Code, delivery: &Delivery<'_>) -> Fate {
         match verdict(code) {
-            Verdict::Record => return Fate::Refused(format!("the broker refused the record: {code}")),
             Verdict::Size => {
                 let size = delivery.size();
                 if lock(&self.topics).refused(&delivery.topic(), size, self.batch_bytes) {
@@ -653,6 +655,16 @@ mod tests {
         for answer in [&mut first, &mut second] {
             assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
         }
+    }
+
+    #[test]
+    fn what_a_record_is_refused_for_counts_and_not_what_follows_from_it() {
+        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+        let (slot, mut answer) = slots.open(3);
+        slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
+        slots.settle(number(slot, 1), Fate::Refused("too large".to_owned()));
+        slots.settle(number(slot, 2), Fate::Failed(Code::PurgeInflight));
+        assert_eq!(answer.try_recv().unwrap(), Err(SinkError::Rewind("too large".to_owned())));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::scenario::Scenario;
+
 /// A place where something can go wrong: each step that a record or an epoch takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -104,13 +106,20 @@ pub(super) struct Faults {
     left: u32,
     ends_left: u32,
     planned: Option<Planned>,
+    menu: &'static [Fault],
 }
 
 impl Faults {
-    /// Faults that follow from a seed, and how many of them may be ends of a process.
+    /// The faults of a scenario under a seed.
     #[must_use]
-    pub(super) fn new(seed: u64, faults: u32, ends: u32, planned: Option<Planned>) -> Self {
-        Self { random: fastrand::Rng::with_seed(seed), left: faults, ends_left: ends, planned }
+    pub(super) fn new(seed: u64, scenario: &Scenario) -> Self {
+        Self {
+            random: fastrand::Rng::with_seed(seed),
+            left: scenario.faults,
+            ends_left: scenario.ends,
+            planned: scenario.planned,
+            menu: scenario.menu,
+        }
     }
 
     /// What goes wrong at this step, if anything does.
@@ -140,7 +149,19 @@ impl Faults {
         if self.left == 0 || self.random.u32(0..one_in) != 0 {
             return None;
         }
-        let mut fault = match self.random.u8(0..16) {
+        let from_menu = (!self.menu.is_empty()).then(|| self.menu[self.random.usize(0..self.menu.len())]);
+        let mut fault = from_menu.unwrap_or_else(|| self.any(step));
+        if fault.is_end() && self.ends_left == 0 {
+            fault = Fault::Error;
+        }
+        self.left -= 1;
+        self.ends_left -= u32::from(fault.is_end());
+        Some(fault)
+    }
+
+    /// Any fault that makes sense at a step.
+    fn any(&mut self, step: Step) -> Fault {
+        match self.random.u8(0..16) {
             0..4 => Fault::Error,
             4..6 => Fault::Panic,
             6..9 => Fault::Delay(Duration::from_millis(self.random.u64(1..5_000))),
@@ -152,13 +173,7 @@ impl Faults {
             9..13 => Fault::Crash(if self.random.bool() { 0 } else { self.random.u64(0..40) }),
             13 => Fault::Stop,
             _ => Fault::Hold(Duration::from_millis(self.random.u64(1..25_000))),
-        };
-        if fault.is_end() && self.ends_left == 0 {
-            fault = Fault::Error;
         }
-        self.left -= 1;
-        self.ends_left -= u32::from(fault.is_end());
-        Some(fault)
     }
 
     /// What is to go wrong before a turn, once.

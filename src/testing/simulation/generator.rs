@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::outcome::Path;
-use super::scenario::{Scenario, SinkKind, SinkShape, SourceShape, TransformKind, TransformShape};
+use super::scenario::{Scenario, SinkKind, SinkShape, SourceShape, Stage, TransformKind, TransformShape};
 use crate::component::Port;
 use crate::plan::{OnError, Upstream};
 
@@ -46,6 +46,7 @@ impl Scenario {
                 on_error: on_error(random),
             })
             .collect();
+        let stages: Vec<Stage> = (0..transforms.len()).map(Stage::Transform).chain([Stage::Sink(0)]).collect();
         Self {
             exactly_once,
             processes,
@@ -60,8 +61,9 @@ impl Scenario {
             chained: random.u8(0..5) == 0,
             faults: random.u32(0..=8),
             ends: random.u32(0..=4),
+            menu: &[],
             planned: None,
-            poisoned: None,
+            poisoned: (random.u8(0..6) == 0).then(|| *pick(random, &stages)),
             salt: random.u64(..),
             mutation: None,
         }
@@ -100,8 +102,16 @@ mod tests {
     fn a_seed_always_gives_the_same_shape_and_all_kinds_come_up() {
         let shapes: Vec<_> = (0..100).map(|seed| Scenario::generated(seed).to_string()).collect();
         assert_eq!(shapes[7], Scenario::generated(7).to_string());
-        for word in ["exactly once", "at least once", "3 processes", "Route(3)", "second pipeline", "Unordered", "t0, "]
-        {
+        for word in [
+            "exactly once",
+            "at least once",
+            "3 processes",
+            "Route(3)",
+            "second pipeline",
+            "Unordered",
+            "t0, ",
+            "cannot stand",
+        ] {
             assert!(shapes.iter().any(|shape| shape.contains(word)), "{word}");
         }
     }

@@ -7,7 +7,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::components::{PIPELINE, SECOND, SimulatedStore, plans};
-use super::world::{Place, World, name};
+use super::place::Place;
+use super::world::{World, name};
 use crate::observe::{Metrics, PipelineState, StatusBoard};
 use crate::runtime::{Process, Runtime};
 use crate::topology::{self, Host, PipelineEnd};

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use super::cluster::{MemberId, Membership, Offsets, SESSION, View};
 use super::faults::Step;
 use super::mutation::Mutation;
-use super::world::Place;
+use super::place::Place;
 use crate::clients::kafka::assignment::{Assignment, BEGINNING, Held};
 use crate::component::{EpochRequests, SourceError};
 use crate::delivery::{CommitPositions, Positions};

@@ -13,6 +13,7 @@ mod lives;
 mod member;
 mod mutation;
 mod outcome;
+mod place;
 mod scenario;
 mod world;
 
@@ -29,7 +30,8 @@ pub use scenario::{Destination, Id, Scenario, SinkKind, SinkShape, SourceShape, 
 use crate::runtime::{Process, Runtime};
 use crate::topology::{self, PipelineEnd};
 use outcome::Expected;
-use world::{Place, World};
+use place::Place;
+use world::World;
 
 /// What a simulation came to.
 #[derive(Debug)]

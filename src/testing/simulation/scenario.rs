@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::faults::Planned;
+use super::faults::{Fault, Planned};
 use super::mutation::Mutation;
 use crate::component::Port;
 use crate::plan::{OnError, Upstream};
@@ -49,6 +49,8 @@ pub struct Scenario {
     pub faults: u32,
     /// How many of them may be ends of a process: crashes, stops, and being held still.
     pub ends: u32,
+    /// Which faults; any that make sense if it names none.
+    pub menu: &'static [Fault],
     /// One that is sure to come, besides those.
     pub planned: Option<Planned>,
     /// A stage that cannot stand some records, whenever it meets them: a transform panics, a sink cannot go on.
@@ -192,6 +194,7 @@ impl Scenario {
             chained: false,
             faults: 4,
             ends: 2,
+            menu: &[],
             planned: None,
             poisoned: None,
             salt: 1,
@@ -289,6 +292,9 @@ impl fmt::Display for Scenario {
             writeln!(f, "  out{at}: {kind:?} of {}, {lanes}, {refuses}, on error {on_error:?}", names(from))?;
         }
         write!(f, "  dead letter: {:?}", self.dead_letter)?;
+        if !self.menu.is_empty() {
+            write!(f, "\n  faults out of {:?}", self.menu)?;
+        }
         if let Some(planned) = self.planned {
             write!(f, "\n  sure to come: {planned:?}")?;
         }

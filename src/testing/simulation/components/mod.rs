@@ -11,8 +11,8 @@ use std::time::Duration;
 
 pub(super) use store::SimulatedStore;
 
+use super::place::Place;
 use super::scenario::{Scenario, SinkKind, SinkShape, SourceShape};
-use super::world::Place;
 use crate::plan::{Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
 
 /// The kind that simulated components share a transaction by.

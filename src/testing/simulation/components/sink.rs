@@ -11,8 +11,9 @@ use super::super::faults::Step;
 use super::super::member::Members;
 use super::super::mutation::Mutation;
 use super::super::outcome::{Arrival, read};
+use super::super::place::Place;
 use super::super::scenario::{Destination, SinkKind, Stage};
-use super::super::world::{Place, Writer};
+use super::super::world::Writer;
 use super::SIMULATED;
 use super::transaction::SimulatedTransaction;
 use crate::component::{Acknowledges, Answer, CompiledSink, Refusal, Settled, Sink, SinkError, SinkTraits, Touched};
@@ -129,7 +130,7 @@ impl Simulated {
     fn take(&self, batch: &Batch) -> Result<(), SinkError> {
         let arrivals = self.arrivals(batch);
         if let Some(transaction) = &self.transaction {
-            return transaction.produce(self.writer, arrivals).map_err(SinkError::Rewind);
+            return transaction.produce(self.writer, arrivals).map_err(SinkError::Outage);
         }
         self.place.world.take(self.writer, arrivals);
         Ok(())
@@ -145,7 +146,7 @@ impl Simulated {
             place.until_reachable().await;
             // Where what became of a batch is not known, only a rewind keeps the order.
             let error =
-                if is_transactional || kind == SinkKind::Acknowledged { SinkError::Rewind } else { SinkError::Retry };
+                if is_transactional || kind == SinkKind::Acknowledged { SinkError::Outage } else { SinkError::Retry };
             place.step(Step::Answer, &what).await.map_err(error)?;
             match kind {
                 _ if is_transactional => {}
@@ -187,7 +188,7 @@ impl Sink for Simulated {
             if !in_transaction && !self.place.is_reachable() {
                 return Err(SinkError::Retry("it cannot be reached".to_owned()));
             }
-            let error = if in_transaction { SinkError::Rewind } else { SinkError::Retry };
+            let error = if in_transaction { SinkError::Outage } else { SinkError::Retry };
             self.place.step(Step::Write, &what).await.map_err(error)?;
             if self.is_poisoned(&batch) {
                 return Err(SinkError::Rewind("it cannot go on behind this record".to_owned()));

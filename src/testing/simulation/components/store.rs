@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use tokio::sync::Mutex;
 
 use super::super::faults::Step;
-use super::super::world::Place;
+use super::super::place::Place;
 use crate::state::{Store, StoreError};
 
 #[derive(Debug)]

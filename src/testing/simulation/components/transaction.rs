@@ -16,7 +16,8 @@ use super::super::faults::Step;
 use super::super::member::{Committing, Member, Members};
 use super::super::mutation::Mutation;
 use super::super::outcome::Arrival;
-use super::super::world::{FENCED, Place, Writer};
+use super::super::place::{FENCED, Place};
+use super::super::world::Writer;
 use crate::delivery::{Committed, FenceError, SourceOffsets, Transaction};
 
 /// Between two tries of what must succeed.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::super::faults::Step;
 use super::super::outcome::{body, read};
+use super::super::place::{Place, panics};
 use super::super::scenario::{Fate, Stage, TransformKind};
-use super::super::world::{Place, panics};
 use super::sink::named;
 use crate::component::{CompiledTransform, Output, Touched, Transform};
 use crate::expr::Schema;
