@@ -202,7 +202,7 @@ impl Metrics {
             memory_used: Share::of(self.0.memory_budget.with_label_values(&[pipeline, "used"])),
             memory_limit: Share::of(self.0.memory_budget.with_label_values(&[pipeline, "limit"])),
             stuck_seconds: Worst {
-                worst: self.0.stuck_seconds.with_label_values(&[pipeline]),
+                gauge: self.0.stuck_seconds.with_label_values(&[pipeline]),
                 parts: Arc::clone(stuck_parts.entry(pipeline.to_owned()).or_default()),
                 at: Arc::default(),
             },
@@ -324,7 +324,7 @@ impl Share {
 /// A part of a gauge: of what the epoch domains of a pipeline say, the highest is seen.
 #[derive(Debug, Clone)]
 pub struct Worst {
-    worst: Gauge,
+    gauge: Gauge,
     parts: Arc<Mutex<Vec<f64>>>,
     /// The number of this part, once it has said something.
     at: Arc<OnceLock<usize>>,
@@ -339,7 +339,7 @@ impl Worst {
             parts.len() - 1
         });
         parts[at] = part;
-        self.worst.set(parts.iter().copied().fold(0.0, f64::max));
+        self.gauge.set(parts.iter().copied().fold(0.0, f64::max));
     }
 }
 
