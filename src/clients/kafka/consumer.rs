@@ -196,7 +196,12 @@ impl GroupConsumer {
     }
 
     fn fault(&self, fault: SourceError) {
-        self.state().fault.get_or_insert(fault);
+        let mut state = self.state();
+        // What a person must mend is not hidden by what passes.
+        if state.fault.is_none() || matches!(fault, SourceError::Fatal(_)) {
+            state.fault = Some(fault);
+        }
+        drop(state);
         self.wake.notify_one();
     }
 
@@ -215,6 +220,10 @@ impl GroupConsumer {
         let _one_at_a_time = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
         if self.runs.load(Ordering::Acquire) != run {
             return Err(SourceError::Retry("a later run has begun".to_owned()));
+        }
+        // Found between two runs: joining again would push the other process out.
+        if let Some(why) = self.take_fatal() {
+            return Err(SourceError::Fatal(why));
         }
         self.close_if_dead();
         let rewinds = {
@@ -412,6 +421,18 @@ impl GroupConsumer {
             .collect();
         self.note_committed(&offsets);
         Ok(offsets.into_iter().collect())
+    }
+
+    /// Why this process must not go on as the member that it was, if that was found and nobody was told.
+    pub(crate) fn take_fatal(&self) -> Option<String> {
+        let mut state = self.state();
+        match state.fault.take() {
+            Some(SourceError::Fatal(why)) => Some(why),
+            other => {
+                state.fault = other;
+                None
+            }
+        }
     }
 
     /// How to reach the cluster.

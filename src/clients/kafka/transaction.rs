@@ -36,6 +36,9 @@ const WATCH: Duration = Duration::from_millis(250);
 const PAUSE: Duration = Duration::from_millis(100);
 /// Between two looks whether the last records were acknowledged.
 const ACK_PAUSE: Duration = Duration::from_micros(200);
+/// How long a producer that was fenced waits for its group to tell whether another process has taken its place: a little
+/// longer than from one heartbeat to the next. Whoever fences back at once would stop the other too.
+const HEARTBEAT: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(4) };
 /// Fenced twice within this time: another process uses the same identity.
 const FENCED_AGAIN: Duration = Duration::from_mins(1);
 /// Limits of topics older than this are asked for anew at the start of a run.
@@ -296,8 +299,10 @@ impl Inner {
         let live = match self.producer.current() {
             Some(live) if !live.has_failed() => live,
             Some(live) => {
-                if live.raw().client().fatal_error().is_some_and(|(code, _)| is_fencing(code)) && self.fenced_again() {
-                    return Err(FenceError::Fatal(self.fenced_text()));
+                if live.raw().client().fatal_error().is_some_and(|(code, _)| is_fencing(code))
+                    && let Some(why) = self.is_replaced()
+                {
+                    return Err(FenceError::Fatal(why));
                 }
                 return Ok(self.renew(&id)?);
             }
@@ -452,8 +457,8 @@ impl Inner {
         live.set_failed();
         let fatal = live.raw().client().fatal_error();
         let fencing = is_fencing(error.code) || fatal.is_some_and(|(code, _)| is_fencing(code));
-        if fencing && self.fenced_again() {
-            return Committed::Fenced(self.fenced_text());
+        if fencing && let Some(why) = self.is_replaced() {
+            return Committed::Fenced(why);
         }
         tracing::warn!(pipeline = %self.producer.settings().pipeline, "{why}; asking the broker what became of it");
         match self.recover(sent) {
@@ -507,11 +512,26 @@ impl Inner {
         Some(happened)
     }
 
+    /// Whether it must not take its identity back: the group has told that another process is there in its place, or it was
+    /// fenced a moment ago already. Why, if so.
+    fn is_replaced(&self) -> Option<String> {
+        if self.overdue.swap(false, Ordering::AcqRel) {
+            return None;
+        }
+        let started = self.now();
+        loop {
+            if let Some(why) = self.groups.all().iter().find_map(|group| group.take_fatal()) {
+                return Some(why);
+            }
+            if self.is_closing() || self.now().duration_since(started) >= HEARTBEAT {
+                return self.fenced_again().then(|| self.fenced_text());
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
     /// Notes that another producer took this identity. Returns whether that happened a moment ago already.
     fn fenced_again(&self) -> bool {
-        if self.overdue.swap(false, Ordering::AcqRel) {
-            return false;
-        }
         let now = self.now();
         let mut fenced = self.fenced.lock().unwrap_or_else(PoisonError::into_inner);
         if fenced.is_some_and(|at| now.duration_since(at) < FENCED_AGAIN) {

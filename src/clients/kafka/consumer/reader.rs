@@ -63,9 +63,13 @@ impl Reader {
     }
 
     fn look(&mut self) -> Result<(), Stop> {
-        let state = self.group.state();
-        if let Some(fault) = &state.fault {
-            return Err(Stop::Error(fault.clone()));
+        let mut state = self.group.state();
+        if let Some(fault) = state.fault.clone() {
+            if matches!(fault, SourceError::Fatal(_)) {
+                // It is told once, here.
+                state.fault = None;
+            }
+            return Err(Stop::Error(fault));
         }
         if state.assignment.changes() != self.changes {
             self.changes = state.assignment.changes();
