@@ -71,6 +71,16 @@ fn the_exactly_once_example_is_a_transaction() {
 }
 
 #[test]
+fn the_buffer_example_is_two_domains_and_the_slow_one_stands_behind_the_buffer() {
+    let checked = checked("pipelines/buffer.yaml", &Variables(&[]));
+    let plan = checked.plans.first().unwrap_or_else(|| panic!("{}", checked.render()));
+    let domains = plan.domains();
+    let sinks: Vec<Vec<&str>> =
+        domains.iter().map(|domain| domain.plan.sinks.iter().map(|sink| &*sink.name).collect()).collect();
+    assert_eq!(sinks, [vec!["archive", "watch.buffer"], vec!["watch"]]);
+}
+
+#[test]
 fn the_pipelines_in_the_documents_compile() {
     for document in ["README.md"] {
         let text = fs::read_to_string(root().join(document)).unwrap();

@@ -115,7 +115,7 @@ impl Text {
     #[must_use]
     pub fn span_of(&self, start: usize, end: usize) -> Span {
         let start = self.place(start);
-        Span { start, end: self.place(end).max(start + 1) }
+        Span { start, end: self.place(end).max(start) }
     }
 }
 

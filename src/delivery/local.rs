@@ -105,11 +105,11 @@ impl LocalTransaction {
         self.store.load(&self.scope).await.map_err(|error| error.to_string())
     }
 
-    async fn try_fence(&self) -> Result<Marks, String> {
+    async fn try_fence(&self) -> Result<Marks, FenceError> {
         let mut entries = self.load().await?;
         let marks = self.marks(&entries).await?;
         if let Some(text) = self.value(&entries, PREPARED) {
-            self.settle(Prepared::decode(text)?, &marks).await?;
+            self.settle(Prepared::decode(text).map_err(FenceError::Fatal)?, &marks).await?;
             entries = self.load().await?;
         }
         self.participants.recover(&entries).await?;
@@ -117,7 +117,7 @@ impl LocalTransaction {
     }
 
     /// The marks so far. The identity is durable before it is first used.
-    async fn marks(&self, entries: &Entries) -> Result<Marks, String> {
+    async fn marks(&self, entries: &Entries) -> Result<Marks, FenceError> {
         let last = match self.value(entries, NUMBER) {
             None => 0,
             Some(bytes) => u64::from_be_bytes(bytes.try_into().map_err(|_| damaged(NUMBER))?),
@@ -135,20 +135,20 @@ impl LocalTransaction {
     }
 
     /// Finds out what became of an epoch that an earlier run, or an earlier process, prepared.
-    async fn settle(&self, prepared: Prepared, marks: &Marks) -> Result<(), String> {
+    async fn settle(&self, prepared: Prepared, marks: &Marks) -> Result<(), FenceError> {
         let Some(judge) = self.judge.as_ref().filter(|judge| *judge.source == *prepared.source) else {
-            return Err(format!(
+            return Err(FenceError::Fatal(format!(
                 "an epoch waits for the word of the source `{0}`, whose commit decides whether it counts, and the \
                  pipeline has no such source any more: give it back its source `{0}` until it has started once",
                 prepared.source
-            ));
+            )));
         };
         let mark = Mark { store: Arc::clone(&marks.store), number: prepared.number };
         let happened = judge.positions.is_decided(mark, prepared.positions).await?;
         tracing::info!(source = %judge.source, happened, "an epoch that a crash left prepared is settled");
         let mut changes = if happened { prepared.changes } else { Changes::new() };
         changes.push((self.own(PREPARED), None));
-        self.write(changes).await
+        Ok(self.write(changes).await?)
     }
 
     async fn try_commit(&self, marks: &mut Marks, offsets: Vec<SourceOffsets>) -> Committed {
@@ -254,6 +254,187 @@ impl Transaction for LocalTransaction {
     }
 }
 
-fn damaged(key: &str) -> String {
-    format!("the stored entry `{key}` of the local transaction is damaged")
+fn damaged(key: &str) -> FenceError {
+    FenceError::Fatal(format!(
+        "the stored entry `{key}` of the local transaction is damaged: restore the data folder from a backup"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex as Lock;
+
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::delivery::Participant;
+    use crate::record::{Partition, Position};
+    use crate::state::MemoryStore;
+
+    /// Remembers what it is told; its only entry is how often it was asked.
+    #[derive(Debug, Default)]
+    struct Remembers {
+        asked: Lock<u8>,
+        recovered: Lock<Vec<Option<u8>>>,
+    }
+
+    impl Participant for Remembers {
+        fn name(&self) -> &'static str {
+            "out"
+        }
+
+        fn changes(&self) -> Changes {
+            *self.asked.lock().unwrap() += 1;
+            vec![("asked".to_owned(), Some(vec![*self.asked.lock().unwrap()]))]
+        }
+
+        fn committed(&self) -> BoxFuture<'_, Result<(), String>> {
+            futures::future::ready(Ok(())).boxed()
+        }
+
+        fn recover(&self, entries: std::collections::BTreeMap<String, Vec<u8>>) -> BoxFuture<'_, Result<(), String>> {
+            self.recovered.lock().unwrap().push(entries.get("asked").map(|value| value[0]));
+            futures::future::ready(Ok(())).boxed()
+        }
+    }
+
+    /// Answers as it is told, and remembers the marks.
+    #[derive(Debug)]
+    struct Says {
+        answer: Lock<Decision>,
+        was_decided: bool,
+        marks: Lock<Vec<Mark>>,
+    }
+
+    impl CommitPositions for Says {
+        fn commit(&self, _: u64, _: Positions) -> BoxFuture<'_, Result<(), String>> {
+            unreachable!("it is asked to decide")
+        }
+
+        fn decide(&self, mark: Mark, _: Positions) -> BoxFuture<'_, Decision> {
+            self.marks.lock().unwrap().push(mark);
+            futures::future::ready(self.answer.lock().unwrap().clone()).boxed()
+        }
+
+        fn is_decided(&self, mark: Mark, _: Positions) -> BoxFuture<'_, Result<bool, String>> {
+            self.marks.lock().unwrap().push(mark);
+            futures::future::ready(Ok(self.was_decided)).boxed()
+        }
+    }
+
+    fn says(answer: Decision, was_decided: bool) -> Arc<Says> {
+        Arc::new(Says { answer: Lock::new(answer), was_decided, marks: Lock::default() })
+    }
+
+    fn transaction(store: &MemoryStore) -> (LocalTransaction, Arc<Remembers>) {
+        let (participants, out) = (Arc::new(Participants::default()), Arc::<Remembers>::default());
+        participants.join(Arc::clone(&out) as Arc<dyn Participant>);
+        let store = Arc::new(store.clone());
+        (LocalTransaction::new("test", store, participants, Runtime::simulated(1)), out)
+    }
+
+    fn offsets(source: &str, at: i64) -> SourceOffsets {
+        let partition = Partition { source: source.into(), topic: "t".into(), number: 0 };
+        SourceOffsets { source: source.into(), positions: Positions::from([(partition, Position(at))]) }
+    }
+
+    async fn stored(store: &MemoryStore, source: &str) -> Option<i64> {
+        let entries = store.load(&checkpoint::scope("test")).await.unwrap();
+        checkpoint::decode(source, &entries).unwrap().into_values().next().map(|position| position.0)
+    }
+
+    #[tokio::test]
+    async fn rule_32_positions_and_what_sinks_hold_are_one_commit_of_the_store() {
+        let store = MemoryStore::new();
+        let (local, _) = transaction(&store);
+        local.fence().await.unwrap();
+        let before = store.commits();
+        assert_eq!(local.commit(1, vec![offsets("in", 7), offsets("other", 8)]).await, Committed::Yes);
+        assert_eq!(store.commits(), before + 1);
+        assert_eq!((stored(&store, "in").await, stored(&store, "other").await), (Some(7), Some(8)));
+        let (next, out) = transaction(&store);
+        next.fence().await.unwrap();
+        assert_eq!(*out.recovered.lock().unwrap(), [Some(1)]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_committed_after_a_failure_until_it_is_fenced() {
+        let store = MemoryStore::new();
+        let (local, _) = transaction(&store);
+        let not_fenced = Committed::Aborted("the local transaction was not fenced".to_owned());
+        assert_eq!(local.commit(1, vec![offsets("in", 1)]).await, not_fenced);
+        local.fence().await.unwrap();
+        store.fail_next(1);
+        assert!(matches!(local.commit(1, vec![offsets("in", 1)]).await, Committed::Aborted(_)));
+        assert_eq!(local.commit(2, vec![offsets("in", 2)]).await, not_fenced);
+        local.fence().await.unwrap();
+        // Whoever drops a commit half-way leaves nothing that could be used either.
+        drop(local.commit(3, vec![offsets("in", 3)]));
+        let turn = local.turn.lock().await;
+        let mut commit = local.commit(3, vec![offsets("in", 3)]);
+        assert!((&mut commit).now_or_never().is_none());
+        drop((commit, turn));
+        assert_eq!(local.commit(3, vec![offsets("in", 3)]).await, Committed::Yes);
+        local.abort().await.unwrap();
+        assert_eq!(local.commit(4, vec![offsets("in", 4)]).await, not_fenced);
+        assert_eq!(stored(&store, "in").await, Some(3));
+    }
+
+    #[tokio::test]
+    async fn what_the_judge_refuses_is_not_stored_and_its_number_is_not_used_again() {
+        let store = MemoryStore::new();
+        let judge = says(Decision::No("the generation is over".to_owned()), false);
+        for _ in 0..2 {
+            let (local, out) = transaction(&store);
+            let local = local.judged_by("group".into(), Arc::clone(&judge) as Arc<dyn CommitPositions>);
+            for _ in 0..2 {
+                local.fence().await.unwrap();
+                let outcome = local.commit(1, vec![offsets("group", 1), offsets("in", 1)]).await;
+                assert_eq!(outcome, Committed::Aborted("the generation is over".to_owned()));
+            }
+            assert_eq!(*out.recovered.lock().unwrap(), [None, None]);
+        }
+        assert_eq!(stored(&store, "in").await, None);
+        let marks = judge.marks.lock().unwrap().clone();
+        assert_eq!(marks.iter().map(|mark| mark.number).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        assert!(marks.iter().all(|mark| mark.store == marks[0].store && mark.store.len() == 16));
+    }
+
+    #[tokio::test]
+    async fn an_epoch_whose_outcome_is_not_known_is_asked_for_by_the_next_run() {
+        for was_decided in [true, false] {
+            let store = MemoryStore::new();
+            let judge = says(Decision::Unknown("stopping".to_owned()), was_decided);
+            let (local, _) = transaction(&store);
+            let local = local.judged_by("group".into(), Arc::clone(&judge) as Arc<dyn CommitPositions>);
+            local.fence().await.unwrap();
+            let outcome = local.commit(1, vec![offsets("group", 1), offsets("in", 1)]).await;
+            assert_eq!(outcome, Committed::Aborted("stopping".to_owned()));
+            assert_eq!(stored(&store, "in").await, None);
+
+            let (next, out) = transaction(&store);
+            let next = next.judged_by("group".into(), Arc::clone(&judge) as Arc<dyn CommitPositions>);
+            next.fence().await.unwrap();
+            next.fence().await.unwrap();
+            let marks = judge.marks.lock().unwrap().clone();
+            assert_eq!(marks, [marks[0].clone(), marks[0].clone()], "decided once, asked once");
+            assert_eq!(stored(&store, "in").await, was_decided.then_some(1));
+            let recovered = was_decided.then_some(1);
+            assert_eq!(*out.recovered.lock().unwrap(), [recovered, recovered]);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_epoch_whose_judge_has_left_the_pipeline_names_it() {
+        let store = MemoryStore::new();
+        let (local, _) = transaction(&store);
+        let local = local.judged_by("group".into(), says(Decision::Unknown("stopping".to_owned()), true) as _);
+        local.fence().await.unwrap();
+        local.commit(1, vec![offsets("group", 1)]).await;
+        for local in [transaction(&store).0, transaction(&store).0.judged_by("other".into(), says(Decision::Yes, true))]
+        {
+            let Err(FenceError::Fatal(error)) = local.fence().await else { panic!("nobody knows what became of it") };
+            assert!(error.contains("`group`") && error.contains("give it back"), "{error}");
+        }
+    }
 }

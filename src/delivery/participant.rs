@@ -66,7 +66,7 @@ impl Participants {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    fn all(&self) -> Vec<Arc<dyn Participant>> {
+    pub(crate) fn all(&self) -> Vec<Arc<dyn Participant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

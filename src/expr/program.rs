@@ -246,9 +246,9 @@ impl Compilation<'_> {
     fn is_doubt_about_metadata(&self, diagnostic: &Diagnostic) -> bool {
         let label = diagnostic.labels.first().map_or(0, |label| label.span.start());
         let before = self.text.value.get(..label).unwrap_or_default();
-        let target = &before[before.rfind(char::is_whitespace).map_or(0, |at| at + 1)..];
-        diagnostic.code == PARENT_IS_NO_OBJECT
-            && (target.starts_with('%') || self.text.value[label.min(self.text.value.len())..].starts_with('%'))
+        let target = before.rsplit(char::is_whitespace).next().unwrap_or_default();
+        let behind = self.text.value.get(label..).unwrap_or_default();
+        diagnostic.code == PARENT_IS_NO_OBJECT && (target.starts_with('%') || behind.starts_with('%'))
     }
 
     /// A record has the metadata it has; a misspelt name would read as null for ever.

@@ -1,7 +1,9 @@
 //! Metrics, named as Prometheus asks. Handles are resolved once per stage; costs are paid per batch.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -43,6 +45,8 @@ struct Families {
     buffer_damaged: IntGaugeVec,
     stuck: IntGaugeVec,
     stuck_seconds: GaugeVec,
+    /// Of each pipeline, what each of its domains says.
+    stuck_parts: Mutex<BTreeMap<String, Arc<Mutex<Vec<f64>>>>>,
 }
 
 impl fmt::Debug for Metrics {
@@ -157,6 +161,7 @@ impl Metrics {
                     &["pipeline"],
                 ),
             ),
+            stuck_parts: Mutex::default(),
             registry: registry.clone(),
         };
         let build = gauge("build_info", "1, for the version of the program.", &["version"]);
@@ -189,13 +194,18 @@ impl Metrics {
     /// The handles of one pipeline.
     #[must_use]
     pub fn pipeline(&self, pipeline: &str) -> PipelineMetrics {
+        let mut stuck_parts = self.0.stuck_parts.lock().unwrap_or_else(PoisonError::into_inner);
         PipelineMetrics {
             epoch_duration: self.0.epoch_duration.with_label_values(&[pipeline]),
             epoch_last_committed: self.0.epoch_last_committed.with_label_values(&[pipeline]),
             record_latency: self.0.record_latency.with_label_values(&[pipeline]),
-            memory_used: self.0.memory_budget.with_label_values(&[pipeline, "used"]),
-            memory_limit: self.0.memory_budget.with_label_values(&[pipeline, "limit"]),
-            stuck_seconds: self.0.stuck_seconds.with_label_values(&[pipeline]),
+            memory_used: Share::of(self.0.memory_budget.with_label_values(&[pipeline, "used"])),
+            memory_limit: Share::of(self.0.memory_budget.with_label_values(&[pipeline, "limit"])),
+            stuck_seconds: Worst {
+                worst: self.0.stuck_seconds.with_label_values(&[pipeline]),
+                parts: Arc::clone(stuck_parts.entry(pipeline.to_owned()).or_default()),
+                at: Arc::default(),
+            },
             metrics: self.clone(),
             pipeline: pipeline.into(),
         }
@@ -287,6 +297,52 @@ impl StageMetrics {
     }
 }
 
+/// A part of a gauge: the epoch domains of a pipeline add up to what is seen of it.
+#[derive(Debug, Clone)]
+pub struct Share {
+    whole: IntGauge,
+    part: Arc<AtomicI64>,
+}
+
+impl Share {
+    fn of(whole: IntGauge) -> Self {
+        Self { whole, part: Arc::default() }
+    }
+
+    /// Sets this part.
+    pub fn set(&self, part: i64) {
+        self.whole.add(part - self.part.swap(part, Ordering::Relaxed));
+    }
+
+    /// The whole.
+    #[must_use]
+    pub fn get(&self) -> i64 {
+        self.whole.get()
+    }
+}
+
+/// A part of a gauge: of what the epoch domains of a pipeline say, the highest is seen.
+#[derive(Debug, Clone)]
+pub struct Worst {
+    worst: Gauge,
+    parts: Arc<Mutex<Vec<f64>>>,
+    /// The number of this part, once it has said something.
+    at: Arc<OnceLock<usize>>,
+}
+
+impl Worst {
+    /// Sets this part.
+    pub fn set(&self, part: f64) {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = *self.at.get_or_init(|| {
+            parts.push(0.0);
+            parts.len() - 1
+        });
+        parts[at] = part;
+        self.worst.set(parts.iter().copied().fold(0.0, f64::max));
+    }
+}
+
 /// The metrics of one disk buffer.
 #[derive(Debug, Clone)]
 pub struct BufferMetrics {
@@ -316,11 +372,11 @@ pub struct PipelineMetrics {
     /// From a batch's arrival to the commit that holds it.
     pub record_latency: Histogram,
     /// Bytes of records in memory.
-    pub memory_used: IntGauge,
+    pub memory_used: Share,
     /// The budget.
-    pub memory_limit: IntGauge,
+    pub memory_limit: Share,
     /// Since when there is no progress.
-    pub stuck_seconds: Gauge,
+    pub stuck_seconds: Worst,
     metrics: Metrics,
     pipeline: Arc<str>,
 }
@@ -359,6 +415,22 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn the_parts_of_a_gauge_add_up() {
+        let metrics = Metrics::new();
+        let (one, other) = (metrics.pipeline("p").memory_used, metrics.pipeline("p").memory_used);
+        one.set(5);
+        other.set(3);
+        metrics.pipeline("p").stuck_seconds.set(9.0);
+        metrics.pipeline("p").stuck_seconds.set(0.0);
+        assert!(
+            metrics.text().contains("weir_pipeline_stuck_seconds{pipeline=\"p\"} 9"),
+            "and of some the worst is seen"
+        );
+        one.clone().set(4);
+        assert_eq!(other.get(), 7);
+    }
+
     fn with_a_series_of_each() -> Metrics {
         let metrics = Metrics::new();
         let stage = metrics.stage("orders", "a \"quoted\\name\"\nof two lines", "source", "kafka");
@@ -366,6 +438,7 @@ mod tests {
         stage.error("retry");
         stage.discarded("filtered", 3);
         stage.lag("orders", 0, 17);
+        stage.buffer().set(4096, 3, 1 << 20, 0);
         let pipeline = metrics.pipeline("orders");
         pipeline.epoch_duration.observe(0.004);
         pipeline.record_latency.observe(0.2);

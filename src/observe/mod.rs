@@ -9,6 +9,6 @@ mod status;
 mod throttle;
 
 pub use admin::{Admin, AdminError};
-pub use metrics::{BufferMetrics, Metrics, PipelineMetrics, StageMetrics};
+pub use metrics::{BufferMetrics, Metrics, PipelineMetrics, Share, StageMetrics};
 pub use status::{Phase, PipelineState, PipelineStatus, StatusBoard};
 pub use throttle::Throttle;

@@ -209,6 +209,43 @@ mod tests {
     use super::*;
     use crate::clock::Clock;
 
+    fn status(state: PipelineState, restarts: u64) -> PipelineStatus {
+        PipelineStatus {
+            pipeline: "p".into(),
+            state,
+            since: 0.0,
+            stage: None,
+            reason: None,
+            last_commit: None,
+            epoch: 1,
+            restarts,
+        }
+    }
+
+    #[test]
+    fn a_pipeline_fares_as_the_worst_of_its_domains() {
+        let board = StatusBoard::default();
+        let later = board.of_domain(&"later".into());
+        board.publish(status(PipelineState::Finished, 1));
+        later.publish(status(PipelineState::Stuck, 2));
+        let whole = board.get("p").unwrap();
+        assert_eq!((whole.state, whole.restarts, board.all().len()), (PipelineState::Stuck, 3, 1));
+        later.publish(status(PipelineState::Running, 2));
+        assert_eq!(board.get("p").unwrap().state, PipelineState::Running);
+    }
+
+    #[test]
+    fn a_note_is_told_as_long_as_nothing_worse_is() {
+        let board = StatusBoard::default();
+        board.publish(status(PipelineState::Running, 0));
+        board.note(&"p".into(), &"later".into(), "a segment is damaged".to_owned());
+        let whole = board.get("p").unwrap();
+        assert_eq!((whole.stage.as_deref(), whole.reason.as_deref()), (Some("later"), Some("a segment is damaged")));
+        let reason = Some("no broker".to_owned());
+        board.publish(PipelineStatus { reason, ..status(PipelineState::Stuck, 0) });
+        assert_eq!(board.get("p").unwrap().reason.as_deref(), Some("no broker"));
+    }
+
     #[test]
     fn a_heart_counts_from_its_first_beat_until_it_rests() {
         let board = StatusBoard::default();

@@ -14,6 +14,7 @@ use super::resolve::{Link, Links, Stage, resolve};
 use super::{
     Buffer, CompileOptions, Guarantee, OnError, Plan, SinkStage, SourceStage, Tables, TransformStage, Upstream,
 };
+use crate::clients::letters::file::LetterFile;
 use crate::component::{
     CheckContext, CompiledSink, CompiledSource, CompiledTransform, Port, Problem, Severity, Span, nearest,
 };
@@ -127,6 +128,13 @@ impl<'a> Compiler<'a> {
         }
         self.dead_letter =
             draft.dead_letter.as_ref().and_then(|component| sink(self, component, Schema::default(), problems));
+        if let Some(chosen) = draft.dead_letter.as_ref().and_then(|component| component.chosen)
+            && chosen.kind == "file"
+            && let Err(why) = LetterFile::of(chosen.config)
+        {
+            let words = format!("`weir dlq` will not find these dead letters: {why}");
+            problems.push(Problem::warning(chosen.span, words));
+        }
         let reads = self.dead_letter.as_ref().is_some_and(|compiled| !compiled.touched.reads.is_empty());
         if let Some(chosen) = draft.dead_letter.as_ref().and_then(|component| component.chosen).filter(|_| reads) {
             let span = chosen.config.get("key").map_or(chosen.span, |key| key.span);
@@ -291,6 +299,10 @@ impl<'a> Compiler<'a> {
         if sources.is_empty() || sinks.is_empty() {
             return None;
         }
+        if !is_in_order(&transforms) {
+            // A circle, which has been reported.
+            return None;
+        }
         let partitioned = sources.iter().any(|source| source.compiled.traits.partitioned);
         let mut plan = Plan {
             name: Arc::clone(&draft.name),
@@ -320,6 +332,12 @@ impl<'a> Compiler<'a> {
         paths::derive(&mut plan, draft.guarantee.as_ref(), &NamedPlaces::of(draft), problems);
         Some(plan)
     }
+}
+
+/// Whether each transform stands behind all that it reads.
+fn is_in_order(transforms: &[TransformStage]) -> bool {
+    let stands_behind = |at: usize, from: &Upstream| !matches!(from, Upstream::Transform(read, _) if *read >= at);
+    transforms.iter().enumerate().all(|(at, stage)| stage.from.iter().all(|from| stands_behind(at, from)))
 }
 
 fn buffer_of(component: &Component<'_>) -> Option<Buffer> {
@@ -555,6 +573,26 @@ mod tests {
         let (place, words) = mistake(&format!("guarantee: at_least_once\n{HEAD}sinks: {{ out: {{ udp: }} }}\n"));
         assert_eq!(place, "at_least_once");
         assert!(words.contains("`out` acknowledges nothing"), "{words}");
+    }
+
+    #[test]
+    fn a_local_transaction_holds_files_and_one_group() {
+        let exact = |sources: &str, sink: &str| {
+            format!("guarantee: exactly_once\nsources: {{ {sources} }}\nsinks: {{ out: {{ from: [{sink} }} }}\n")
+        };
+        let kind = |text: &str| planned(text).0.map(|plan| plan.paths[0].reason.clone());
+        for sources in ["a: { file: { path: a } }", "a: { kafka: { topics: [a] } }"] {
+            let reason = kind(&exact(sources, "a], file: { path: x }")).unwrap();
+            assert!(reason.contains("one local transaction"), "{reason}");
+        }
+        let both = "a: { file: { path: a } }, b: { kafka: { topics: [b] } }";
+        assert!(kind(&exact(both, "a, b], file: { path: x }")).is_some());
+        let groups = "a: { kafka: { topics: [a] } }, b: { kafka: { topics: [b] } }";
+        let (_, words) = mistake(&exact(groups, "a, b], file: { path: x }"));
+        assert!(words.contains("`a` and `b` both keep their positions"), "{words}");
+        assert!(kind(&exact(groups, "a, b], kafka: { topic: x }")).unwrap().contains("one kafka transaction"));
+        let (_, words) = mistake(&exact("a: { file: { path: a } }", "a], kafka: { topic: x }"));
+        assert!(words.contains("what `out` writes") && words.contains("a local transaction"), "{words}");
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub(super) fn divide(transforms: &[TransformStage], sinks: &[SinkStage]) -> Resu
     for (at, (from, buffered)) in stages.iter().enumerate() {
         // What one buffer takes comes from one domain.
         let own = if *buffered { from.first().map(vertex) } else { Some(at + 1) };
-        for upstream in from.iter() {
+        for upstream in *from {
             groups.join(own.unwrap_or(0), vertex(upstream));
         }
     }

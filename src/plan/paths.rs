@@ -48,7 +48,9 @@ pub(super) fn derive(
     let domains = plan.domains();
     let mut parts: Vec<_> = domains.iter().map(|domain| parts(&domain.plan, stated)).collect();
     let exact = parts.iter().all(|parts| parts.shared_transaction().is_some());
-    parts.iter_mut().for_each(|parts| parts.could_be_exact = exact);
+    for parts in &mut parts {
+        parts.could_be_exact = exact;
+    }
     for (parts, domain) in parts.iter().zip(&domains) {
         guarantee::check(parts, stated, &places.of_domain(&domain.plan), problems);
     }

@@ -7,6 +7,7 @@ mod claim;
 mod compress;
 mod disk;
 mod entry;
+mod faults;
 mod files;
 mod known;
 mod names;
@@ -343,7 +344,7 @@ mod tests {
                 sink.write(lines).await.unwrap();
                 sink.write(&["and"]).await.unwrap();
                 flush_and_commit(&mut sink).await;
-                committed += &format!("{}\nand\n", lines.join("\n"));
+                committed += &[lines, &["and", ""]].concat().join("\n");
                 sink.write(&["not committed"]).await.unwrap();
                 sink.flush().await.unwrap();
                 sink.restart().open().await.unwrap();

@@ -275,6 +275,11 @@ impl KafkaSink {
                         enqueuing.refuse(at, "the record is larger than the client sends".to_owned());
                         break;
                     }
+                    // The transaction has failed, and what is under way tells why.
+                    Err(Code::State) => {
+                        enqueuing.fail_from(at, Code::State);
+                        return Ok(enqueuing);
+                    }
                     Err(code) => return Err(producer::failed(code)),
                 }
             }

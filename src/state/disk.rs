@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn commits_that_arrive_together_share_one_fsync() {
+    async fn rule_32_commits_that_arrive_together_share_one_fsync() {
         let disk = Disk::default();
         let store = disk.store();
         store.commit("first", entry("makes the table", 1)).await.unwrap();

@@ -286,7 +286,7 @@ mod tests {
     use super::super::trouble::Troubles;
     use super::*;
     use crate::component::KeepsPositions;
-    use crate::delivery::CommitPositions;
+    use crate::delivery::{CommitPositions, LocalTransaction};
     use crate::observe::{Metrics, StatusBoard};
     use crate::record::Position;
     use crate::state::MemoryStore;
@@ -338,12 +338,14 @@ mod tests {
                 committed: Mutex::default(),
             };
             let store = Arc::new(MemoryStore::new());
+            let local = LocalTransaction::new("p", Arc::clone(&store) as _, Arc::default(), self.runtime.clone());
             let ledger = Ledger {
                 scope: "p".into(),
                 accounts: vec![account],
                 store,
                 transaction: None,
                 participants: Arc::default(),
+                local: Arc::new(local),
             };
             let metrics = Metrics::new().pipeline("p");
             let board = StatusBoard::default();

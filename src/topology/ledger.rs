@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::component::KeepsPositions;
 use crate::delivery::{
-    CommitPositions, Committed, FenceError, Participants, Positions, SourceOffsets, Transaction, checkpoint,
+    CommitPositions, Committed, FenceError, LocalTransaction, Participants, Positions, SourceOffsets, Transaction,
+    checkpoint,
 };
 use crate::record::Position;
 use crate::state::Store;
@@ -58,6 +59,8 @@ pub(super) struct Ledger {
     pub(super) transaction: Option<Arc<dyn Transaction>>,
     /// What goes back to the last commit before a run, and commits with the positions that the store keeps.
     pub(super) participants: Arc<Participants>,
+    /// Settles what they left, also where outputs and positions are not committed together: they may have been once.
+    pub(super) local: Arc<LocalTransaction>,
 }
 
 impl Ledger {
@@ -66,10 +69,7 @@ impl Ledger {
         match &self.transaction {
             Some(transaction) => transaction.fence().await,
             None if self.participants.is_empty() => Ok(()),
-            None => {
-                let entries = self.store.load(&self.scope).await.map_err(|error| error.to_string())?;
-                Ok(self.participants.recover(&entries).await?)
-            }
+            None => self.local.fence().await,
         }
     }
 

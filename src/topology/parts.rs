@@ -83,16 +83,17 @@ impl Parts {
             .map(|stage| host.metrics.stage(&plan.name, &stage.name, "transform", stage.kind))
             .collect();
         let participants = clients.shared(Participants::default);
+        let local = Arc::new(local_transaction(plan, host, &accounts, &participants));
         let transaction = match clients.transaction() {
             _ if !plan.transactional => None,
             Some(transaction) => Some(transaction),
             None if participants.is_empty() => {
                 return Err(BuildError("no sink declared the transaction that the plan counts on".to_owned()));
             }
-            None => Some(local_transaction(plan, host, &accounts, &participants)),
+            None => Some(Arc::clone(&local) as Arc<dyn Transaction>),
         };
         let scope = checkpoint::scope(&plan.name);
-        let ledger = Ledger { scope, accounts, store: Arc::clone(&host.store), transaction, participants };
+        let ledger = Ledger { scope, accounts, store: Arc::clone(&host.store), transaction, participants, local };
         Ok(Self { sources, transforms, sinks, dead_letter, ledger })
     }
 
@@ -106,27 +107,32 @@ impl Parts {
         Ok(())
     }
 
+    /// Whether a stage is a sink, or the dead letter.
+    pub(super) fn is_sink(&self, plan: &Plan, stage: &str) -> bool {
+        self.all_sinks(plan).any(|(sink, _)| *sink.name == *stage)
+    }
+
     /// Every sink instance with its stage, the dead letter last.
     pub(super) fn all_sinks<'a>(&'a self, plan: &'a Plan) -> impl Iterator<Item = (&'a SinkStage, &'a SinkPart)> {
         plan.sinks.iter().zip(&self.sinks).chain(plan.dead_letter.iter().zip(&self.dead_letter))
     }
 }
 
-/// The transaction of a pipeline whose sinks all write to this machine.
+/// The transaction of what a pipeline writes to this machine.
 fn local_transaction(
     plan: &Plan,
     host: &Host,
     accounts: &[Account],
     participants: &Arc<Participants>,
-) -> Arc<dyn Transaction> {
+) -> LocalTransaction {
     let (store, participants) = (Arc::clone(&host.store), Arc::clone(participants));
     let domain = plan.domain.clone().unwrap_or_default();
     let transaction = LocalTransaction::new(&plan.name, store, participants, host.runtime.clone()).of_domain(domain);
     // The plan has seen to it that there is one at most.
     let mut judges = accounts.iter().filter(|account| account.keeps == KeepsPositions::Source);
     let judge = judges.find_map(|account| Some((&account.source, account.own.as_ref()?)));
-    Arc::new(match judge {
+    match judge {
         Some((source, positions)) => transaction.judged_by(Arc::clone(source), Arc::clone(positions)),
         None => transaction,
-    })
+    }
 }

@@ -280,7 +280,7 @@ impl Supervised {
         let panicked = match failure {
             Failure::Panicked(_) => true,
             Failure::AtWork(AtWork { panicked, .. }) => {
-                *panicked && self.parts.all_sinks(&self.plan).any(|(sink, _)| Some(&*sink.name) == stage)
+                *panicked && stage.is_some_and(|stage| self.parts.is_sink(&self.plan, stage))
             }
             _ => false,
         };
@@ -346,6 +346,17 @@ impl Supervised {
             ended = caught(coordinator.run()) => {
                 ended.unwrap_or_else(|panicked| Err(Failure::Panicked(panicked))).map_err(|failure| (None, failure))
             }
+        };
+        let ended = match ended {
+            Err((Some(stage), failure @ Failure::Rewind(_))) if self.parts.is_sink(&self.plan, &stage) => {
+                // What fails first need not be the cause: another sink may know of a record.
+                tokio::select! {
+                    biased;
+                    (stage, cause) = tasks.named_cause() => Err((Some(stage), cause)),
+                    () = self.host.runtime.sleep(stage::CAUSE_WITHIN) => Err((Some(stage), failure)),
+                }
+            }
+            ended => ended,
         };
         let root = tasks.tear_down().await;
         // A coordinator or a stage that lost its neighbour has nothing to tell: the neighbour has.
@@ -458,6 +469,16 @@ impl Tasks {
             }
         }
         (orphan.unwrap_or_default(), Failure::Closed)
+    }
+
+    /// The first stage that fails at work on records.
+    async fn named_cause(&mut self) -> (Arc<str>, Failure) {
+        while let Some((stage, failure)) = self.running.next().await {
+            if let Some(failure @ Failure::AtWork(_)) = failure {
+                return (stage, failure);
+            }
+        }
+        std::future::pending().await
     }
 
     /// Ends all stages, waits until they are gone, and returns what one of them failed of, if any did.

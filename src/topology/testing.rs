@@ -102,6 +102,9 @@ pub(super) struct World {
     pub(super) broken_silences: AtomicUsize,
     /// Whether the other side of the sinks is away: nothing is answered, and nothing can be opened.
     pub(super) away: AtomicBool,
+    /// Whether a record that makes a sink go back makes it fail of something else first, and tells a moment later.
+    pub(super) hides_causes: AtomicBool,
+    spoilt: AtomicBool,
     /// How often making durable what was written fails from now on.
     pub(super) flushes_fail: AtomicUsize,
     /// Whether a transaction is open.
@@ -466,6 +469,18 @@ impl Sink for TestSink {
             let answer: Answer = async move {
                 while world.is_away() {
                     runtime.sleep(Duration::from_millis(100)).await;
+                }
+                if world.hides_causes.load(Ordering::Relaxed) {
+                    if matches!(outcome, Err(SinkError::Rewind(_))) {
+                        world.spoilt.store(true, Ordering::Relaxed);
+                        runtime.sleep(Duration::from_millis(50)).await;
+                        world.spoilt.store(false, Ordering::Relaxed);
+                    } else {
+                        runtime.sleep(Duration::from_millis(20)).await;
+                        if world.spoilt.load(Ordering::Relaxed) {
+                            return Err(SinkError::Outage("purged".to_owned()));
+                        }
+                    }
                 }
                 if !transactional {
                     world.durable().extend(came);

@@ -16,6 +16,10 @@ const PLAIN: &str = "{ path: totals.ndjson }";
 const ROTATED: &str = "{ path: totals/all.ndjson.gz, rotate: { size: 200kB }, compression: gzip }";
 /// Files of times, which are finished too.
 const BY_MINUTE: &str = "{ path: \"totals/%H-%M.ndjson.zst\", rotate: { size: 100kB, after: 3s }, compression: zstd }";
+/// By a disk buffer, which is an epoch domain more.
+const BUFFERED: &str = "{ path: totals.ndjson }\n    buffer: { disk: 64MiB }";
+/// By one that is full now and then.
+const NARROW: &str = "{ path: totals.ndjson }\n    buffer: { disk: 1MiB }";
 
 fn pipeline(name: &str, guarantee: &str, source: &str, sink: &str) -> String {
     format!(
@@ -89,8 +93,20 @@ fn survive_from_kafka(guarantee: &str, sink: &str) -> Vec<Consumed> {
         weir.must_run();
         broker.is_all_committed(&name, &source)
     });
+    wait_until("what is in a buffer to be committed too", SOON, || {
+        weir.must_run();
+        weir.metric("weir_buffer_records", &[("pipeline", &name)]).is_none_or(|records| records == 0.0)
+    });
     assert_eq!(weir.stop(SOON), 0);
+    eprintln!("kafka to file, {guarantee}: the group was asked {} times what became of an epoch", settled(&home));
     records(&home)
+}
+
+/// How often a process found an epoch prepared, and asked the group what became of it.
+fn settled(home: &Home) -> usize {
+    let logs = fs::read_dir(home.path(".")).into_iter().flatten().filter_map(Result::ok);
+    let logs = logs.filter(|entry| entry.file_name().to_string_lossy().starts_with("log-"));
+    logs.map(|log| fs::read_to_string(log.path()).unwrap_or_default().matches("left prepared is settled").count()).sum()
 }
 
 /// All that the sink has written, in the order of the names of its files.
@@ -157,6 +173,22 @@ fn file_to_file_exactly_once_no_record_is_lost_or_repeated_or_out_of_order() {
 #[test]
 fn file_to_rotated_files_exactly_once_no_record_is_lost_or_repeated_or_out_of_order() {
     orders::assert_exactly(&survive_from_a_file("exactly_once", ROTATED), COUNT);
+}
+
+#[test]
+fn by_a_buffer_from_file_to_file_no_record_is_lost_and_repeats_are_replays() {
+    let repeats = orders::assert_at_least(&survive_from_a_file("at_least_once", BUFFERED), COUNT);
+    eprintln!("file to buffer to file: {repeats} records came more than once");
+}
+
+#[test]
+fn by_a_buffer_from_file_to_file_exactly_once_no_record_is_lost_or_repeated_or_out_of_order() {
+    orders::assert_exactly(&survive_from_a_file("exactly_once", NARROW), COUNT);
+}
+
+#[test]
+fn by_a_buffer_from_kafka_to_file_exactly_once_no_record_is_lost_or_repeated_or_out_of_order() {
+    orders::assert_exactly(&survive_from_kafka("exactly_once", BUFFERED), COUNT);
 }
 
 #[test]

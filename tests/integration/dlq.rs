@@ -261,6 +261,20 @@ fn letters_of_a_stage_that_is_not_there_are_named_and_nothing_is_replayed() {
 }
 
 #[test]
+fn a_replay_that_cannot_begin_says_why_and_ends() {
+    let scene = Scene::new("at_least_once", 1);
+    scene.broker.produce(&scene.source, [wrong(0)]);
+    scene.drain();
+    scene.home.write("elsewhere.yaml", scene.file().replace(&scene.sink, "nowhere-at-all"));
+    let output = scene.dlq(&["replay", "--through", "elsewhere.yaml", "etl.yaml"]);
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{words}");
+    let told = "the replay cannot begin: `totals`: topic `nowhere-at-all` does not exist yet";
+    assert!(words.contains(told) && words.ends_with("; nothing was replayed\n"), "{words}");
+    assert_eq!(scene.listed(&[])[0]["replayed"], false);
+}
+
+#[test]
 fn a_letter_that_was_cut_is_marked_and_not_replayed() {
     let broker = Broker::shared();
     let (source, sink, name, dead) =

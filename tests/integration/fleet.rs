@@ -43,6 +43,11 @@ impl Fleet {
         self.homes[number].start("etl.yaml")
     }
 
+    /// Starts the process of a home with the identity of another's.
+    pub(crate) fn start_as(&self, number: usize, other: usize) -> Weir {
+        self.homes[number].start_with("etl.yaml", &[("WEIR_INSTANCE", &format!("{}-{other}", self.name))])
+    }
+
     /// How many records this process's sink was given; `None` if it does not answer.
     fn written(&self, weir: &Weir) -> Option<f64> {
         let labels = [("pipeline", self.name.as_str()), ("component", "totals")];

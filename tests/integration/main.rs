@@ -17,6 +17,7 @@ mod kafka_to_kafka;
 mod membership;
 mod missing_topics;
 mod parked;
+mod poison;
 mod rebalances;
 mod rejected;
 mod stopping;

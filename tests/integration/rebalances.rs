@@ -88,23 +88,47 @@ fn rule_12_a_killed_instance_moves_again_without_waiting_for_its_session() {
     });
 }
 
+/// One of two processes is frozen until the other has taken over, and goes on.
+fn freeze_and_thaw(guarantee: &'static str, settings: &str, times: usize) {
+    let fleet = Fleet::new(guarantee, settings, 2);
+    fleet.run(|| {
+        let (mut zombie, mut other) = (fleet.start(0), fleet.start(1));
+        fleet.wait_busy(&mut zombie);
+        fleet.wait_busy(&mut other);
+        for _ in 0..times {
+            freeze(&zombie);
+            fleet.wait_committed(TAKEOVER);
+            thaw(&zombie);
+            fleet.wait_busy(&mut zombie);
+            fleet.wait_busy(&mut other);
+        }
+        vec![zombie, other]
+    });
+}
+
 #[test]
-fn a_zombie_repeats_nothing_and_loses_nothing() {
+fn rule_8_a_zombie_repeats_nothing_and_loses_nothing() {
+    // Twice within a minute: being fenced for a time-out does not mean that another process has our identity.
+    under_both_guarantees(|guarantee| freeze_and_thaw(guarantee, "protocol: classic", 2));
+}
+
+#[test]
+fn a_zombie_repeats_nothing_and_loses_nothing_where_the_broker_assigns() {
+    under_both_guarantees(|guarantee| freeze_and_thaw(guarantee, "protocol: consumer", 1));
+}
+
+#[test]
+fn rule_12_of_two_processes_with_one_identity_the_older_stops_and_says_why() {
     under_both_guarantees(|guarantee| {
         let fleet = Fleet::new(guarantee, "protocol: classic", 2);
         fleet.run(|| {
-            let (mut zombie, mut other) = (fleet.start(0), fleet.start(1));
-            fleet.wait_busy(&mut zombie);
-            fleet.wait_busy(&mut other);
-            // Twice within a minute: being fenced for a time-out does not mean that another process has our identity.
-            for _ in 0..2 {
-                freeze(&zombie);
-                fleet.wait_committed(TAKEOVER);
-                thaw(&zombie);
-                fleet.wait_busy(&mut zombie);
-                fleet.wait_busy(&mut other);
-            }
-            vec![zombie, other]
+            let mut older = fleet.start(0);
+            fleet.wait_busy(&mut older);
+            let mut newer = fleet.start_as(1, 0);
+            assert_eq!(older.wait(SOON), 1);
+            assert!(older.log().contains("each needs an identity of its own"), "{}", older.log());
+            fleet.wait_busy(&mut newer);
+            vec![newer]
         });
     });
 }

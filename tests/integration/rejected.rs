@@ -151,3 +151,33 @@ fn a_refused_record_is_dropped_and_counted_where_the_stage_says_so() {
     assert_eq!(weir.stop(SOON), 0);
     orders::assert_exactly(&broker.consume_all_committed(&sink), COUNT);
 }
+
+#[test]
+fn a_record_that_spoils_the_request_it_travels_in_is_found_and_goes_to_the_dead_letter() {
+    const COUNT: u64 = 3_000;
+    let for_ever = [("message.timestamp.after.max.ms", "9223372036854775807")];
+    let broker = Broker::shared();
+    let guarantee = "exactly_once";
+    let (source, sink, dead, name) = (unique("orders"), broker.topic("totals", 2), unique("dead"), unique("etl"));
+    broker.create_topic(&source, 2, &for_ever);
+    broker.create_topic(&dead, 1, &for_ever);
+    broker.produce(&source, (0..COUNT / 2).map(orders::order));
+    // The sink's topic takes no record of the future; in a transaction the broker fails all that comes with it.
+    let body = r#"{"key":"future","level":"info","price":1,"qty":1}"#;
+    broker.produce(&source, [Record::new(body).key("future").to(0).at(4_080_000_000_000)]);
+    broker.produce(&source, (COUNT / 2..COUNT).map(orders::order));
+    let home = home(broker);
+    home.write("etl.yaml", orders::pipeline(&name, guarantee, &source, &sink, &dead_letter(&dead)));
+    let mut weir = home.start("etl.yaml");
+
+    broker.reader(&sink).read_until(orders::kept(COUNT), Duration::from_mins(3));
+    wait_until("all to be committed", SOON, || broker.is_all_committed(&name, &source));
+    assert_eq!(weir.stop(SOON), 0);
+
+    orders::assert_exactly(&broker.consume_all_committed(&sink), COUNT);
+    let letters = broker.consume_all_committed(&dead);
+    assert_eq!(letters.len(), 1, "{guarantee}");
+    assert_eq!(letters[0].json()["key"], "future");
+    assert_eq!(letters[0].header("weir-stage"), Some("totals"));
+    assert!(letters[0].header("weir-error").is_some_and(|error| error.contains("timestamp")), "{guarantee}");
+}

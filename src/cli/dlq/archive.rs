@@ -94,7 +94,7 @@ impl Archive {
                 (file.source(&topic), topic)
             }
         };
-        let replay = Replay { keeper: self.keeper(), topic: topic.into(), selection, decoded_by };
+        let replay = Replay { keeper: self.keeper(), stage: stage.into(), topic: topic.into(), selection, decoded_by };
         Ok(replay.source(all))
     }
 }

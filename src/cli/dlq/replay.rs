@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future;
 use tokio_util::sync::CancellationToken;
 
 use super::archive::{Archive, Chosen, once};
@@ -18,7 +19,7 @@ use crate::cli::{FAILED, FINE};
 use crate::clients::letters::Place;
 use crate::clients::letters::replay::{Selection, is_json};
 use crate::delivery::Letter;
-use crate::observe::{Metrics, PipelineState, StatusBoard, logs};
+use crate::observe::{Metrics, StatusBoard, logs};
 use crate::plan::Plan;
 use crate::record::BodyFormat;
 use crate::runtime::Runtime;
@@ -259,9 +260,13 @@ async fn run(plan: &Plan, data: &Data, memory: u64, grace: Duration, runtime: Ru
     let ends = tokio::select! {
         biased;
         ends = &mut pipeline => ends,
-        why = cannot_begin(&plan.name, &status, &runtime) => {
+        why = cannot_begin(plan, &metrics, &status, &runtime) => {
             stop.cancel();
-            pipeline.await;
+            tokio::select! {
+                biased;
+                _ = &mut pipeline => {}
+                () = runtime.sleep(grace) => {}
+            }
             return Err(Stop::failed(format!("the replay cannot begin: {why}; nothing was replayed")));
         }
         _ = signals.next() => {
@@ -283,20 +288,19 @@ fn left_behind() -> Stop {
     Stop::failed("left at once: what was under way is not committed, and is replayed the next time")
 }
 
-/// Resolves with the reason if a stage is in trouble for long before anything was committed.
-async fn cannot_begin(pipeline: &str, status: &StatusBoard, runtime: &Runtime) -> String {
+/// Resolves with the reason if a stage is in trouble for long before the first letter was read.
+async fn cannot_begin(plan: &Plan, metrics: &Metrics, status: &StatusBoard, runtime: &Runtime) -> String {
+    let sources = plan.sources.iter().map(|source| metrics.stage(&plan.name, &source.name, "source", source.kind));
+    let sources: Vec<_> = sources.collect();
     let mut since = None;
     loop {
         runtime.sleep(LOOK).await;
-        let Some(status) = status.get(pipeline) else { continue };
-        let begins = matches!(status.state, PipelineState::Starting | PipelineState::BackingOff) && status.epoch == 0;
-        let Some(reason) = status.reason.filter(|_| begins) else {
-            // What it tries again and again is in no trouble for a moment in between.
-            if !begins {
-                since = None;
-            }
-            continue;
-        };
+        if sources.iter().any(|source| source.received_records.get() > 0) {
+            return future::pending().await;
+        }
+        // What is tried again and again is in no trouble for a moment in between.
+        let Some(status) = status.get(&plan.name) else { continue };
+        let Some(reason) = status.reason else { continue };
         let now = runtime.clock().now();
         if now.duration_since(*since.get_or_insert(now)) >= PATIENCE {
             return status.stage.map_or_else(|| reason.clone(), |stage| format!("`{stage}`: {reason}"));

@@ -9,11 +9,10 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 /// What an error calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The broker will never take this record, and takes the others.
-    Record,
     /// It, or the batch that it is in, is larger than the topic takes.
     Size,
-    /// One record among others may be to blame, and the broker does not say which.
+    /// One record among others may be to blame, and the broker does not always say which: librdkafka then gives all records
+    /// of the request the same code.
     Suspect,
     /// This client may not do what it must: its credentials or its rights have to be mended outside.
     Denied,
@@ -35,11 +34,12 @@ pub(crate) enum Verdict {
 
 /// The table. What is not in it passes.
 const TABLE: &[(Verdict, &[Code])] = &[
-    (Verdict::Record, &[Code::InvalidRecord, Code::InvalidTimestamp]),
     (Verdict::Size, &[Code::MessageSizeTooLarge, Code::MessageBatchTooLarge]),
     (
         Verdict::Suspect,
         &[
+            Code::InvalidRecord,
+            Code::InvalidTimestamp,
             Code::InvalidDifferentRecord,
             Code::InvalidMessage,
             Code::InvalidMessageSize,
@@ -94,13 +94,10 @@ mod tests {
 
     #[test]
     fn only_what_the_broker_says_of_a_record_refuses_it() {
-        let refusing = |code: &Code| matches!(verdict(*code), Verdict::Record | Verdict::Size);
+        let refusing = |code: &Code| verdict(*code) == Verdict::Size;
         let all = TABLE.iter().flat_map(|(_, codes)| *codes);
         let codes: Vec<_> = all.filter(|code| refusing(code)).copied().collect();
-        assert_eq!(
-            codes,
-            [Code::InvalidRecord, Code::InvalidTimestamp, Code::MessageSizeTooLarge, Code::MessageBatchTooLarge]
-        );
+        assert_eq!(codes, [Code::MessageSizeTooLarge, Code::MessageBatchTooLarge]);
         for passing in [Code::BrokerTransportFailure, Code::NotEnoughReplicas, Code::PurgeQueue, Code::Unknown] {
             assert_eq!(verdict(passing), Verdict::Passing);
         }

@@ -265,6 +265,14 @@ struct Slots {
     free: Vec<u32>,
     /// No record may be left out: what one is refused for, all are.
     all_or_nothing: bool,
+    /// How many batches have records without a fate.
+    under_way: usize,
+    /// Why the transaction failed, if it is more than a consequence.
+    cause: Option<SinkError>,
+    /// Batches of which only a consequence is known. They are answered with the cause, once it is known or nothing that
+    /// could tell it is under way: the client fails all that it holds when a broker refuses one request, and often tells of
+    /// that request last.
+    victims: Vec<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -272,6 +280,8 @@ struct Slot {
     remaining: usize,
     refused: Vec<Refusal>,
     failure: Option<SinkError>,
+    /// What befell records because others had failed.
+    consequence: Option<SinkError>,
     answer: Option<oneshot::Sender<Result<Settled, SinkError>>>,
 }
 
@@ -298,6 +308,7 @@ impl Slots {
             self.all.push(slot);
             u32::try_from(self.all.len() - 1).expect("far fewer batches than 4 billion are under way")
         };
+        self.under_way += 1;
         (at, answered)
     }
 
@@ -308,11 +319,21 @@ impl Slots {
         match fate {
             Fate::Written => {}
             Fate::Refused(error) if !self.all_or_nothing => slot.refused.push(Refusal { record, error }),
+            // What the others are purged for is reported before it: the cause counts, whenever it comes.
             Fate::Refused(error) => {
-                slot.failure.get_or_insert(SinkError::Rewind(error));
+                if matches!(slot.failure, None | Some(SinkError::Outage(_))) {
+                    slot.failure = Some(SinkError::Rewind(error.clone()));
+                }
+                if matches!(self.cause, None | Some(SinkError::Outage(_))) {
+                    self.cause = Some(SinkError::Rewind(error));
+                }
+            }
+            Fate::Failed(code) if self.all_or_nothing && is_consequence(code) => {
+                slot.consequence.get_or_insert_with(|| failed(code));
             }
             Fate::Failed(code) => {
-                slot.failure.get_or_insert_with(|| failed(code));
+                let failure = slot.failure.get_or_insert_with(|| failed(code));
+                self.cause.get_or_insert_with(|| failure.clone());
             }
         }
         self.discharge(at, 1);
@@ -322,16 +343,39 @@ impl Slots {
     fn discharge(&mut self, at: usize, records: usize) {
         let Some(slot) = self.all.get_mut(at) else { return };
         slot.remaining -= records.min(slot.remaining);
-        if slot.remaining > 0 {
+        if slot.remaining > 0 || slot.answer.is_none() {
             return;
         }
+        self.under_way -= 1;
+        if slot.failure.is_none() && slot.consequence.is_some() {
+            self.victims.push(at);
+        } else {
+            self.answer(at);
+        }
+        if self.cause.is_some() || self.under_way == 0 {
+            for victim in std::mem::take(&mut self.victims) {
+                self.all[victim].failure.clone_from(&self.cause);
+                self.answer(victim);
+            }
+        }
+    }
+
+    /// All records of a batch have their fates.
+    fn answer(&mut self, at: usize) {
+        let slot = &mut self.all[at];
         let Some(answer) = slot.answer.take() else { return };
         let mut refused = std::mem::take(&mut slot.refused);
         refused.sort_unstable_by_key(|refusal| refusal.record);
+        let failure = slot.failure.take().or(slot.consequence.take());
         // Nobody listens any more if the run was aborted.
-        let _ = answer.send(slot.failure.take().map_or(Ok(Settled { refused }), Err));
+        let _ = answer.send(failure.map_or(Ok(Settled { refused }), Err));
         self.free.push(u32::try_from(at).expect("an index of ours"));
     }
+}
+
+/// Whether an error may only follow from the failure of another record of the transaction.
+fn is_consequence(code: Code) -> bool {
+    matches!(code, Code::PurgeQueue | Code::PurgeInflight | Code::State | Code::OutOfOrderSequenceNumber)
 }
 
 /// What to do about records that were not written.
@@ -340,9 +384,7 @@ pub(crate) fn failed(code: Code) -> SinkError {
         // The next run does not begin to write before the right is there.
         Verdict::Denied => SinkError::Outage(format!("not allowed to write: {code}")),
         Verdict::DeniedForGood => SinkError::Fatal(format!("not allowed to write: {code}")),
-        Verdict::Record | Verdict::Size | Verdict::Suspect => {
-            SinkError::Rewind(format!("records were not written: {code}"))
-        }
+        Verdict::Size | Verdict::Suspect => SinkError::Rewind(format!("records were not written: {code}")),
         _ => SinkError::Outage(format!("records were not written: {code}")),
     }
 }
@@ -408,6 +450,11 @@ impl Live {
         Enqueuing { live: Arc::clone(self), slot, left: records, answer: Some(answer) }
     }
 
+    /// A transaction begins: what the last one failed of is past.
+    pub(crate) fn begin(&self) {
+        lock(&self.account.slots).cause = None;
+    }
+
     /// Told when records were settled, so that there may be room in the queue.
     pub(crate) fn room(&self) -> &Notify {
         &self.account.room
@@ -460,6 +507,15 @@ impl Enqueuing {
         }
         slots.discharge(self.slot as usize, 1);
         self.left -= 1;
+    }
+
+    /// Gives up all records from this one on: the transaction has failed, for a reason that another record may know.
+    pub(crate) fn fail_from(&mut self, record: usize, code: Code) {
+        let mut slots = lock(&self.live.account.slots);
+        for record in record..record + self.left {
+            slots.settle(((self.slot as usize) << 32) | record, Fate::Failed(code));
+        }
+        self.left = 0;
     }
 
     /// Resolves when every record has its fate.
@@ -526,7 +582,6 @@ impl Polling {
     /// What became of a record that was not written.
     fn fate(&self, code: Code, delivery: &Delivery<'_>) -> Fate {
         match verdict(code) {
-            Verdict::Record => return Fate::Refused(format!("the broker refused the record: {code}")),
             Verdict::Size => {
                 let size = delivery.size();
                 if lock(&self.topics).refused(&delivery.topic(), size, self.batch_bytes) {
@@ -575,6 +630,41 @@ mod tests {
         slots.settle(number(slot, 0), Fate::Refused("no".to_owned()));
         slots.settle(number(slot, 1), Fate::Written);
         assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+    }
+
+    #[test]
+    fn in_a_transaction_a_consequence_waits_for_its_cause() {
+        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+        let [(purged, mut first), (refused, mut second), (late, mut third)] = [(); 3].map(|()| slots.open(1));
+        slots.settle(number(purged, 0), Fate::Failed(Code::PurgeQueue));
+        assert!(first.try_recv().is_err(), "others are under way, which may know why");
+        slots.settle(number(refused, 0), Fate::Failed(Code::InvalidDifferentRecord));
+        let cause = second.try_recv().unwrap();
+        assert!(matches!(cause, Err(SinkError::Rewind(_))), "a record may be to blame");
+        assert_eq!(first.try_recv().unwrap(), cause);
+        slots.settle(number(late, 0), Fate::Failed(Code::State));
+        assert_eq!(third.try_recv().unwrap(), cause);
+    }
+
+    #[test]
+    fn in_a_transaction_a_consequence_without_a_cause_is_told_when_nothing_is_under_way() {
+        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+        let [(one, mut first), (other, mut second)] = [(); 2].map(|()| slots.open(1));
+        slots.settle(number(one, 0), Fate::Failed(Code::PurgeQueue));
+        slots.settle(number(other, 0), Fate::Failed(Code::PurgeInflight));
+        for answer in [&mut first, &mut second] {
+            assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
+        }
+    }
+
+    #[test]
+    fn what_a_record_is_refused_for_counts_and_not_what_follows_from_it() {
+        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+        let (slot, mut answer) = slots.open(3);
+        slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
+        slots.settle(number(slot, 1), Fate::Refused("too large".to_owned()));
+        slots.settle(number(slot, 2), Fate::Failed(Code::PurgeInflight));
+        assert_eq!(answer.try_recv().unwrap(), Err(SinkError::Rewind("too large".to_owned())));
     }
 
     #[test]

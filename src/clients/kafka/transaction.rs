@@ -131,6 +131,7 @@ impl KafkaTransaction {
                 }
                 return Err(SinkError::Outage(format!("cannot begin a transaction: {error}")));
             }
+            live.begin();
             *phase = Phase::Open { since: self.inner.now() };
         }
         Ok(live)

@@ -55,6 +55,8 @@ impl Selection {
 #[derive(Debug, Clone)]
 pub(crate) struct Replay {
     pub(crate) keeper: Keeper,
+    /// The stage that refused them.
+    pub(crate) stage: Arc<str>,
     /// What positions are stored by.
     pub(crate) topic: Arc<str>,
     pub(crate) selection: Arc<Selection>,
@@ -97,10 +99,12 @@ impl Replay {
         for record in batch.records() {
             let place = Place { partition: read_from.number, offset: record.offset };
             if self.selection.has(place) {
-                let letter = self.read(batch, record).map_err(|error| {
+                // What a crash left uncommitted may have been cut off since, and another letter stand in its place.
+                let chosen = self.read(batch, record).ok().filter(|letter| letter.stage == *self.stage);
+                let letter = chosen.ok_or_else(|| {
+                    let place = self.keeper.full(place);
                     SourceError::Fatal(format!(
-                        "{} was a letter when the replay began: {error}",
-                        self.keeper.full(place)
+                        "{place} is not the letter any more that was chosen: begin the replay again"
                     ))
                 })?;
                 letters.push((place, letter));

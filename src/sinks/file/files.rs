@@ -16,7 +16,7 @@ use super::claim::Claim;
 use super::compress::Compression;
 use super::disk::{Name, OnDisk, cannot, create_folder, folder, sync_folder};
 use super::entry::{self, Entry};
-use super::known::Known;
+use super::known::{Known, Standing};
 use super::names;
 use super::pattern::{Paths, Pattern};
 use crate::clients::lines;
@@ -150,10 +150,10 @@ impl Files {
     fn file_for(&mut self, path: &Arc<str>, claims: &mut Changes) -> Result<Arc<str>, SinkError> {
         let file = match self.settings.rotation {
             None => self.plain_file(path)?,
-            Some(rotation) => self.rotated_file(path, rotation)?,
+            Some(rotation) => self.rotated_file(path, rotation),
         };
         let key = entry::key(&file);
-        let is_new = self.known.get(&file).is_some_and(|known| !known.claimed);
+        let is_new = self.known.get(&file).is_some_and(|known| known.standing == Standing::New);
         if is_new && claims.iter().all(|(claimed, _)| *claimed != key) {
             claims.push((key, self.known.get(&file).map(|known| known.entry.encode())));
             if self.settings.rotation.is_some() {
@@ -165,7 +165,7 @@ impl Files {
 
     /// A file that is appended to under its own name, whoever began it.
     fn plain_file(&mut self, path: &Arc<str>) -> Result<Arc<str>, SinkError> {
-        if self.known.get(path).is_none_or(|known| known.foreign) {
+        if self.known.get(path).is_none_or(|known| known.standing == Standing::Foreign) {
             let length = match fs::metadata(&**path) {
                 Ok(metadata) => metadata.len(),
                 Err(error) if error.kind() == ErrorKind::NotFound => 0,
@@ -193,17 +193,17 @@ impl Files {
         let read = |error| cannot("read", Path::new(&**path), &error);
         let tail = entry::tail(&on_disk.file, length).map_err(read)?;
         let entry = Entry { length, tail, ..Entry::default() };
-        self.known.insert(Arc::clone(path), Known::new(entry, false));
+        self.known.insert(Arc::clone(path), Known::new(entry, Standing::New));
         Ok(())
     }
 
     /// The file that grows for a path; the next one is begun where the last is old or large enough.
-    fn rotated_file(&mut self, path: &Arc<str>, rotation: Rotation) -> Result<Arc<str>, SinkError> {
+    fn rotated_file(&mut self, path: &Arc<str>, rotation: Rotation) -> Arc<str> {
         let now = self.now_ms();
         if let Some(file) = self.growing.get(path).cloned() {
             let known = self.known.get_mut(&file);
             match known {
-                Some(known) if !known.is_due(rotation, now) => return Ok(file),
+                Some(known) if !known.is_due(rotation, now) => return file,
                 Some(known) => known.finish(),
                 None => {}
             }
@@ -218,9 +218,9 @@ impl Files {
             }
         };
         let entry = Entry { begun: Some(now), ..Entry::default() };
-        self.known.insert(Arc::clone(&file), Known::new(entry, false));
+        self.known.insert(Arc::clone(&file), Known::new(entry, Standing::New));
         self.growing.insert(Arc::clone(path), Arc::clone(&file));
-        Ok(file)
+        file
     }
 
     // Writing.
@@ -268,7 +268,7 @@ impl Files {
     pub(super) fn append(&mut self, staged: Staged) -> Result<Settled, SinkError> {
         for (key, _) in &staged.claims {
             if let Some(known) = entry::path_of(key).and_then(|path| self.known.get_mut(path)) {
-                known.claimed = true;
+                known.standing = Standing::Claimed;
             }
         }
         let appended = self.append_all(&staged.parts);

@@ -7,14 +7,23 @@ use super::entry::{self, Entry};
 use super::files::Rotation;
 use crate::component::SinkError;
 
+/// Whose a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Standing {
+    /// Ours, once the store has heard of it.
+    #[default]
+    New,
+    /// Ours, and the store knows it.
+    Claimed,
+    /// What stands there is not what the store knows.
+    Foreign,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// As of the last barrier, or of its claim.
     pub(super) entry: Entry,
-    /// The store has it.
-    pub(super) claimed: bool,
-    /// What stands there is not what the store knows.
-    pub(super) foreign: bool,
+    pub(super) standing: Standing,
     pub(super) on_disk: Option<OnDisk>,
     /// How long it is.
     pub(super) length: u64,
@@ -34,8 +43,8 @@ pub(super) struct Known {
 
 impl Known {
     /// A file as an entry describes it.
-    pub(super) fn new(entry: Entry, claimed: bool) -> Self {
-        Self { length: entry.length, entry, claimed, ..Self::default() }
+    pub(super) fn new(entry: Entry, standing: Standing) -> Self {
+        Self { length: entry.length, entry, standing, ..Self::default() }
     }
 
     /// Whether it is large or old enough to be finished.
@@ -56,17 +65,15 @@ impl Known {
         let Some(on_disk) = &mut self.on_disk else { return Ok(()) };
         // Others may have emptied it.
         let before = on_disk.length()?;
-        let appended = match self.open_line_at == Some(before) {
-            true => on_disk.append(b"\n").and_then(|()| on_disk.append(bytes)),
-            false => on_disk.append(bytes),
-        };
+        let ends_a_line = if self.open_line_at == Some(before) { &b"\n"[..] } else { b"" };
+        let appended = on_disk.append(ends_a_line).and_then(|()| on_disk.append(bytes));
         self.changed = true;
         self.unsynced = true;
         if let Err(error) = appended {
             self.cut_to(before);
             return Err(error);
         }
-        self.length = on_disk.length()?;
+        self.length = before + (ends_a_line.len() + bytes.len()) as u64;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Paths with a time in them: which file a record belongs to.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use jiff::fmt::strtime;
@@ -60,7 +61,10 @@ fn render(text: &str, time: Timestamp) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     let time = jiff::Timestamp::from_millisecond(time.0).map_err(|_| "the time is out of range".to_owned())?;
-    strtime::format(text, time).map_err(|error| error.to_string())
+    strtime::format(text, time).map_err(|error| {
+        let words = error.to_string();
+        words.strip_prefix("strftime formatting failed: ").unwrap_or(&words).to_owned()
+    })
 }
 
 /// The paths of the times that were met last.
@@ -88,16 +92,12 @@ impl Paths {
         {
             return Ok(Arc::clone(path));
         }
-        let path = match self.by_span.get(&span) {
-            Some(path) => Arc::clone(path),
-            None => {
-                if self.by_span.len() == REMEMBERED {
-                    self.by_span.clear();
-                }
-                let path: Arc<str> = render(&self.pattern.text, time)?.into();
-                self.by_span.insert(span, Arc::clone(&path));
-                path
-            }
+        if self.by_span.len() > REMEMBERED {
+            self.by_span.clear();
+        }
+        let path = match self.by_span.entry(span) {
+            Entry::Occupied(known) => Arc::clone(known.get()),
+            Entry::Vacant(new) => Arc::clone(new.insert(render(&self.pattern.text, time)?.into())),
         };
         self.last = Some((span, Arc::clone(&path)));
         Ok(path)

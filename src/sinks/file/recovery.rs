@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::disk::{OnDisk, cannot};
 use super::entry::{self, Entry};
 use super::files::{Files, NUMBER, rename};
-use super::known::Known;
+use super::known::{Known, Standing};
 use super::names;
 use crate::component::SinkError;
 use crate::delivery::Changes;
@@ -79,9 +79,8 @@ fn plain(file: &str, entry: Entry) -> Result<Found, SinkError> {
         return Ok(Found::Gone);
     }
     let foreign = length != entry.length && !cut_back(path, &entry)?;
-    let mut known = Known::new(entry, true);
-    known.foreign = foreign;
-    Ok(Found::Known(known))
+    let standing = if foreign { Standing::Foreign } else { Standing::Claimed };
+    Ok(Found::Known(Known::new(entry, standing)))
 }
 
 /// A file that grows under another name than its final one.
@@ -108,7 +107,7 @@ fn rotated(file: &str, entry: Entry) -> Result<Found, SinkError> {
         fs::remove_file(&open).map_err(|error| cannot("remove", &open, &error))?;
         return Ok(Found::Gone);
     }
-    Ok(Found::Known(Known::new(entry, true)))
+    Ok(Found::Known(Known::new(entry, Standing::Claimed)))
 }
 
 /// Cuts a file back to what is committed. `false` if that is not in it: then nothing is changed.

@@ -100,7 +100,11 @@ pub(super) fn known(committed: &Positions, file: &Partition) -> Option<Known> {
 
 /// All files of a source that are known.
 pub(super) fn files(committed: &Positions, source: &str) -> Vec<(Partition, Known)> {
-    let files = committed.keys().filter(|partition| &*partition.source == source && partition.topic.starts_with('/'));
+    let is_file = |partition: &&Partition| {
+        // There is always a next number.
+        &*partition.source == source && partition.topic.starts_with('/') && (0..i32::MAX).contains(&partition.number)
+    };
+    let files = committed.keys().filter(is_file);
     files.filter_map(|file| Some((file.clone(), known(committed, file)?))).collect()
 }
 

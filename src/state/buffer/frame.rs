@@ -157,7 +157,9 @@ pub fn decode(body: Vec<u8>) -> Option<Batch> {
         return None;
     }
     let mut batch = BatchBuilder::over(origin, body, records.len());
-    records.into_iter().for_each(|record| batch.push(record));
+    for record in records {
+        batch.push(record);
+    }
     Some(batch.finish().reindexed(|bytes, records, fields| {
         for record in records.iter_mut().filter(|record| record.format == BodyFormat::Json) {
             match json::index(bytes, record.body, fields) {
@@ -245,7 +247,9 @@ pub(crate) mod tests {
                 let mut batch = BatchBuilder::new(Arc::new(origin), 0, 0);
                 for ((body, format), key, headers, timestamp, offset) in &records {
                     let mut encoded = HeadersBuilder::default();
-                    headers.iter().for_each(|(name, value)| encoded.push(name, value.as_deref()));
+                    for (name, value) in headers {
+                        encoded.push(name, value.as_deref());
+                    }
                     batch.push_copy(Draft {
                         body,
                         format: *format,

@@ -271,16 +271,15 @@ impl Log {
     /// The file for the next frame: of the last segment, or of a new one.
     fn active(&self, inner: &mut Inner) -> io::Result<Arc<File>> {
         let len = inner.segments.back().map_or(0, |last| inner.end.position - last.base);
-        let file = match inner.active.take().filter(|_| len < self.limits.segment) {
-            Some(file) => file,
-            None => {
-                let segment = Segment { base: inner.end.position, damaged: false };
-                let file =
-                    OpenOptions::new().write(true).create(true).truncate(true).open(segment.path(&self.folder))?;
-                inner.segments.push_back(segment);
-                inner.unsynced_names = true;
-                Arc::new(file)
-            }
+        let file = if let Some(file) = inner.active.take().filter(|_| len < self.limits.segment) {
+            file
+        } else {
+            let segment = Segment { base: inner.end.position, damaged: false };
+            let path = segment.path(&self.folder);
+            let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+            inner.segments.push_back(segment);
+            inner.unsynced_names = true;
+            Arc::new(file)
         };
         if inner.unsynced.last().is_none_or(|last| !Arc::ptr_eq(last, &file)) {
             inner.unsynced.push(Arc::clone(&file));
@@ -326,9 +325,9 @@ impl Log {
 
     /// Waits until there may be room again for this many bytes. False if there never will be.
     pub async fn room(&self, bytes: u64) -> bool {
-        self.until(|inner| match inner.is_full(bytes, self.limits) {
-            false => Some(true),
-            true => inner.abandoned.then_some(false),
+        self.until(|inner| {
+            let has_room = !inner.is_full(bytes, self.limits);
+            (has_room || inner.abandoned).then_some(has_room)
         })
         .await
     }
@@ -521,9 +520,9 @@ impl Log {
     /// Waits until there is something to read from this place on. False if there never will be.
     pub async fn readable(&self, cursor: &Cursor) -> bool {
         let position = cursor.position;
-        self.until(|inner| match inner.visible.position > position {
-            true => Some(true),
-            false => inner.finished.then_some(false),
+        self.until(|inner| {
+            let has_more = inner.visible.position > position;
+            (has_more || inner.finished).then_some(has_more)
         })
         .await
     }
@@ -628,7 +627,9 @@ mod tests {
 
     /// Appends, syncs and publishes, as an epoch does.
     fn commit(log: &Log, run: u64, bodies: &[&str]) -> Place {
-        bodies.iter().for_each(|body| append(log, run, body));
+        for body in bodies {
+            append(log, run, body);
+        }
         let place = log.sync(run).unwrap();
         log.publish(place);
         place
@@ -837,7 +838,9 @@ mod tests {
         drop(log);
         // All of them: the log goes on where the store says.
         let log = open(&dir, ROOMY, Some(end));
-        files(&log, "segment").into_iter().for_each(|path| fs::remove_file(path).unwrap());
+        for path in files(&log, "segment") {
+            fs::remove_file(path).unwrap();
+        }
         let run = log.cut_back(Some(end)).unwrap();
         commit(&log, run, &["next"]);
         assert_eq!(read(&log, Some(end.position)).0, ["next"]);

@@ -111,7 +111,10 @@ pub fn frames(folder: &Path, mut take: impl FnMut(&Batch) -> bool) -> io::Result
         loop {
             let Some(header) = frames.header(position, end)? else {
                 position = frames.next(position.saturating_add(1), end)?;
-                if position < end { continue } else { break }
+                if position < end {
+                    continue;
+                }
+                break;
             };
             if let Some(batch) = frames.batch(&header, position)?
                 && !take(&batch)

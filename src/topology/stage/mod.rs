@@ -20,7 +20,7 @@ use crate::record::Batch;
 use crate::record::budget::Budget;
 use crate::runtime::Runtime;
 
-pub(super) use sink::{Retry, SinkTask, open};
+pub(super) use sink::{CAUSE_WITHIN, Retry, SinkTask, open};
 pub(super) use source::{Command, SourceTask};
 pub(super) use transform::TransformTask;
 

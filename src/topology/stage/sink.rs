@@ -1,6 +1,7 @@
 //! The stage around a sink: writes in order, keeps several batches in flight, settles them in order, and answers for a
 //! barrier when everything before it is durable.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +50,9 @@ pub(in crate::topology) struct SinkTask {
 /// then what any sink takes.
 const CUTS: [usize; 2] = [512 << 10, 16 << 10];
 
+/// How long the cause of a failure is waited for.
+pub(in crate::topology) const CAUSE_WITHIN: Duration = Duration::from_secs(1);
+
 /// How often the log repeats why a sink waits.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
@@ -74,7 +78,18 @@ impl SinkTask {
     pub(in crate::topology) async fn run(mut self) -> Result<(), Failure> {
         let sink = Arc::clone(&self.sink);
         let mut sink = sink.lock().await;
-        let mut in_flight: FuturesOrdered<BoxFuture<'static, InFlight>> = FuturesOrdered::new();
+        let mut in_flight = FuturesOrdered::new();
+        match self.work(&mut sink, &mut in_flight).await {
+            Ok(never) => match never {},
+            Err(failure) => Err(self.cause_of(failure, in_flight).await),
+        }
+    }
+
+    async fn work(
+        &mut self,
+        sink: &mut BoxSink,
+        in_flight: &mut FuturesOrdered<BoxFuture<'static, InFlight>>,
+    ) -> Result<Infallible, Failure> {
         let mut watch = Stopwatch::start(self.cx.runtime.clock());
         loop {
             let waits_for_answers = in_flight.len() >= IN_FLIGHT;
@@ -85,27 +100,45 @@ impl SinkTask {
             };
             watch.lap(&self.cx.metrics, if waits_for_answers { Spent::Blocked } else { Spent::Idle });
             match wake {
-                Wake::Settled(InFlight::Batch(batch, outcome)) => self.settle(&mut sink, batch, outcome).await?,
+                Wake::Settled(InFlight::Batch(batch, outcome)) => self.settle(sink, batch, outcome).await?,
                 Wake::Settled(InFlight::Barrier(epoch)) => self.answer(epoch).await?,
                 Wake::Item(Item::Batch(batch)) => {
                     let metrics = &self.cx.metrics;
                     metrics.received_records.inc_by(batch.len() as u64);
                     metrics.received_bytes.inc_by(batch.payload_bytes());
                     for batch in self.cx.works_on(batch, &self.rejects).await? {
-                        self.take(&mut sink, batch, &mut in_flight).await?;
+                        self.take(sink, batch, in_flight).await?;
                     }
                 }
                 Wake::Item(Item::Barrier(epoch)) => {
-                    self.flush(&mut sink).await?;
+                    self.flush(sink).await?;
                     self.alone = None;
                     in_flight.push_back(Box::pin(async move { InFlight::Barrier(epoch) }));
                     if self.transactional {
-                        self.fall_silent(&mut sink, &mut in_flight, epoch).await?;
+                        self.fall_silent(sink, in_flight, epoch).await?;
                     }
                 }
             }
             watch.lap(&self.cx.metrics, Spent::Busy);
         }
+    }
+
+    /// What fails first need not be the cause: the answer for another batch may name a record, and come a moment later.
+    async fn cause_of(&self, failure: Failure, mut in_flight: FuturesOrdered<BoxFuture<'static, InFlight>>) -> Failure {
+        let deadline = self.cx.runtime.clock().now() + CAUSE_WITHIN;
+        while let Failure::Rewind(_) = failure {
+            let answer = tokio::select! {
+                biased;
+                answer = in_flight.next() => answer,
+                () = self.cx.runtime.sleep_until(deadline) => None,
+            };
+            match answer {
+                Some(InFlight::Batch(_, Ok(Err(error @ SinkError::Rewind(_))))) => return self.failure(error),
+                Some(_) => {}
+                None => break,
+            }
+        }
+        failure
     }
 
     /// Hands a batch to the sink. Its answer is waited for where the next record must not overtake it.

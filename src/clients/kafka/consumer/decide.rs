@@ -200,3 +200,180 @@ fn has_happened(mark: &Mark, partitions: &[(Position, Option<(i64, &Lineage)>)])
     }
     partitions.iter().any(|(position, found)| found.is_some_and(|(offset, _)| offset >= position.0))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::tests::{commit_unnoticed, rejoin};
+    use super::*;
+    use crate::clients::kafka::PipelineGroups;
+    use crate::clients::kafka::fixture::{Process, SOON, draft, positions, pull, run, unique, write};
+    use crate::component::BoxSource;
+    use crate::delivery::CommitPositions;
+    use crate::runtime::Runtime;
+    use crate::sinks::kafka::tests::{config as sink_config, sink_to};
+    use crate::sources::kafka::tests::{compiled, config};
+
+    fn mark(store: &str, number: u64) -> Mark {
+        Mark { store: store.into(), number }
+    }
+
+    /// A topic with a record, and a group that reads it.
+    struct Topic {
+        name: String,
+        group: String,
+        writer: Process,
+    }
+
+    impl Topic {
+        fn new() -> Self {
+            Self { name: unique("decide"), group: unique("group"), writer: Process::new("writer", false) }
+        }
+
+        async fn write(&self, body: &str) {
+            write(&mut sink_to(&self.writer, sink_config(&self.name)).await, &[draft(body)]).await;
+        }
+
+        /// A process that reads with the group. Dropped, it is gone as by a crash, and the group knows it.
+        fn process(&self) -> Reading {
+            let process = Process::new("one", false);
+            let (source, judge) = process.source(&compiled(config(&self.group, &self.name)));
+            Reading { source, judge, process }
+        }
+    }
+
+    struct Reading {
+        source: BoxSource,
+        judge: Arc<dyn CommitPositions>,
+        process: Process,
+    }
+
+    impl Reading {
+        /// Reads one record more, and returns the position behind it.
+        async fn read(&mut self) -> Positions {
+            let (cx, _requests) = run();
+            positions(&pull(&mut self.source, cx, 1).await.unwrap())
+        }
+
+        fn group(&self) -> Arc<GroupConsumer> {
+            self.process.clients.shared(PipelineGroups::default).get("in").unwrap()
+        }
+
+        /// Asks until there is an answer, as each start of a run does.
+        async fn is_decided(&self, mark: Mark, positions: &Positions) -> bool {
+            let asked = async {
+                loop {
+                    match self.judge.is_decided(mark.clone(), positions.clone()).await {
+                        Ok(answer) => return answer,
+                        Err(error) => assert!(error.contains("yet") || error.contains("waiting"), "{error}"),
+                    }
+                }
+            };
+            tokio::time::timeout(SOON, asked).await.expect("an answer comes soon")
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_next_process_finds_out_which_commits_were_made() {
+        let topic = Topic::new();
+        topic.write("first").await;
+        let mut one = topic.process();
+        let first = one.read().await;
+        assert_eq!(one.judge.decide(mark("a", 1), first.clone()).await, Decision::Yes);
+        drop(one);
+
+        // It has to ask before it reads, and then goes on behind what was committed.
+        let mut next = topic.process();
+        assert!(!next.is_decided(mark("a", 2), &first).await);
+        assert!(next.is_decided(mark("a", 1), &first).await);
+        topic.write("second").await;
+        let second = next.read().await;
+        assert_ne!(second, first);
+        // Nobody has asked for these to be committed.
+        assert!(!next.is_decided(mark("a", 3), &second).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_is_known_for_made_when_others_have_moved_the_offset_since() {
+        let topic = Topic::new();
+        topic.write("first").await;
+        let mut one = topic.process();
+        let first = one.read().await;
+        assert_eq!(one.judge.decide(mark("a", 1), first.clone()).await, Decision::Yes);
+        drop(one);
+        // Another store takes over, and commits what the first had prepared as its number 2.
+        topic.write("second").await;
+        let mut other = topic.process();
+        let mut second = other.read().await;
+        while second.keys().all(|partition| !first.contains_key(partition)) {
+            assert_eq!(other.judge.decide(mark("b", 1), second.clone()).await, Decision::Yes);
+            topic.write("again").await;
+            second = other.read().await;
+        }
+        assert_eq!(other.judge.decide(mark("b", 2), second.clone()).await, Decision::Yes);
+        drop(other);
+
+        let back = topic.process();
+        assert!(back.is_decided(mark("a", 1), &first).await);
+        assert!(!back.is_decided(mark("a", 2), &second).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_8_positions_of_partitions_that_went_are_refused_even_if_they_come_back() {
+        let topic = Topic::new();
+        topic.write("first").await;
+        let mut one = topic.process();
+        let first = one.read().await;
+        let group = one.group();
+        Runtime::system().blocking(move || rejoin(&group)).await;
+        let outcome = one.judge.decide(mark("a", 1), first.clone()).await;
+        assert!(matches!(&outcome, Decision::No(why) if why.contains("taken away")), "{outcome:?}");
+        assert!(!one.is_decided(mark("a", 1), &first).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_waits_to_decide_has_lost_once_somebody_asks() {
+        let topic = Topic::new();
+        topic.write("first").await;
+        let mut one = topic.process();
+        let first = one.read().await;
+        let group = one.group();
+        let ticket = group.decision_ticket();
+        assert!(!one.is_decided(mark("a", 1), &first).await);
+        // What was queued before must not be made after that answer.
+        let late = first.clone();
+        let decided = Runtime::system().blocking(move || group.decide(ticket, &mark("a", 1), &late)).await;
+        assert!(matches!(decided, Decision::Unknown(_)), "{decided:?}");
+        assert!(!one.is_decided(mark("a", 1), &first).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn offsets_that_somebody_set_by_hand_tell_what_is_read_again() {
+        let topic = Topic::new();
+        topic.write("first").await;
+        let mut one = topic.process();
+        let first = one.read().await;
+        let (partition, position) = first.first_key_value().map(|(p, at)| (p.clone(), at.0)).unwrap();
+        for (offset, kept) in [(position - 1, false), (position, true)] {
+            let (group, topic, number) = (one.group(), topic.name.clone(), partition.number);
+            Runtime::system().blocking(move || commit_unnoticed(&group, &topic, number, offset)).await;
+            assert_eq!(one.is_decided(mark("a", 1), &first).await, kept, "{offset}");
+        }
+    }
+
+    #[test]
+    fn an_older_mark_of_the_same_store_tells_for_all_partitions() {
+        let (older, same) = (Lineage::default().with(&mark("a", 6)), Lineage::default().with(&mark("a", 7)));
+        let strange = Lineage::default().with(&mark("b", 9));
+        let happened = |found: &[Option<(i64, &Lineage)>]| {
+            let partitions: Vec<_> = found.iter().map(|found| (Position(10), *found)).collect();
+            has_happened(&mark("a", 7), &partitions)
+        };
+        assert!(happened(&[Some((10, &same)), Some((3, &strange))]));
+        assert!(!happened(&[Some((5, &older)), Some((12, &strange))]), "the other went to somebody else, who read on");
+        assert!(happened(&[Some((12, &strange)), Some((3, &strange))]), "rather twice than not at all");
+        assert!(!happened(&[Some((9, &strange)), None]));
+        assert!(!happened(&[None]));
+    }
+}

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
+use rdkafka::metadata::MetadataTopic;
 
 use super::{Client, GroupConsumer};
 use crate::clients::kafka::config::Protocol;
@@ -108,7 +109,9 @@ impl GroupConsumer {
         for topic in self.subscribed() {
             let metadata = client.fetch_metadata(Some(&topic), REQUEST).ok()?;
             let partitions = metadata.topics().iter().filter(|one| one.name() == topic && one.error().is_none());
-            unheld.extend(partitions.flat_map(|one| one.partitions()).map(|partition| (topic.clone(), partition.id())));
+            unheld.extend(
+                partitions.flat_map(MetadataTopic::partitions).map(|partition| (topic.clone(), partition.id())),
+            );
         }
         for member in group.members() {
             for name in assignment(member.assignment().unwrap_or_default())? {

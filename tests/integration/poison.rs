@@ -1,0 +1,49 @@
+//! A record that its topic refuses for what it is, among others that it takes.
+
+use crate::broker::wait::wait_until;
+use crate::broker::{Broker, unique};
+use crate::{GUARANTEES, SOON, home, orders};
+
+/// How far in the future a timestamp may lie: for ever. By default it is an hour.
+const ANY_TIME: [(&str, &str); 1] = [("message.timestamp.after.max.ms", "9223372036854775807")];
+/// The year 2099.
+const TOO_LATE: i64 = 4_080_000_000_000;
+
+#[test]
+fn a_record_that_the_topic_refuses_takes_no_other_with_it() {
+    const COUNT: u64 = 2_000;
+    let broker = Broker::shared();
+    for guarantee in GUARANTEES {
+        let (source, dead, name) = (unique("orders"), unique("dead"), unique("etl"));
+        broker.create_topic(&source, 2, &ANY_TIME);
+        broker.create_topic(&dead, 1, &ANY_TIME);
+        let sink = broker.topic("totals", 2);
+        let late = |n: u64| if n % 700 == 100 { orders::order(n).at(TOO_LATE) } else { orders::order(n) };
+        broker.produce(&source, (0..COUNT).map(late));
+        let home = home(broker);
+        let letters = format!("dead_letter:\n  kafka: {{ brokers: \"${{KAFKA_BROKERS}}\", topic: {dead} }}\n");
+        home.write("etl.yaml", orders::pipeline(&name, guarantee, &source, &sink, &letters));
+        let mut weir = home.start("etl.yaml");
+        broker.reader(&sink).read_until(1, SOON);
+        wait_until("all to be committed", 2 * SOON, || {
+            weir.must_run();
+            broker.is_all_committed(&name, &source)
+        });
+        assert_eq!(weir.stop(SOON), 0);
+
+        let letters = broker.consume_all_committed(&dead);
+        let mut numbers: Vec<_> =
+            letters.iter().map(|letter| letter.json()["n"].as_u64().unwrap_or_default()).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let told = letters.first().map(|letter| letter.header("weir-error"));
+        assert_eq!(numbers, [100, 800, 1500], "{guarantee}: {told:?}");
+        let came = broker.consume_all_committed(&sink);
+        let kept = orders::kept(COUNT) - numbers.len();
+        if guarantee == "exactly_once" {
+            assert_eq!((came.len(), letters.len()), (kept, 3));
+        } else {
+            assert!(came.len() >= kept, "{} of {kept}", came.len());
+        }
+    }
+}
