@@ -53,8 +53,11 @@ fn put_frame(segment: &mut Vec<u8>, body: &[u8], before: u64, records: usize) {
     segment.extend(body);
 }
 
+/// The body, the key, the number of headers and the offset of a record.
+type Facts = (Vec<u8>, Option<Vec<u8>>, usize, i64);
+
 /// All that a batch says, touched.
-fn touched(batch: &Batch) -> Vec<(Vec<u8>, Option<Vec<u8>>, usize, i64)> {
+fn touched(batch: &Batch) -> Vec<Facts> {
     let one = |record| {
         let headers = Headers::decode(batch.headers(record).encoded()).count();
         (batch.body(record).to_vec(), batch.key(record).map(<[u8]>::to_vec), headers, record.offset)
