@@ -1,8 +1,6 @@
 //! Disk buffers, with the real binary: what stands still behind one blocks nothing before it, what is in one survives the
 //! process, a full one waits or sheds, and a damaged one flows on. No broker is needed.
 
-#![expect(clippy::disallowed_methods, reason = "the test itself runs in real time")]
-
 mod broker;
 mod process;
 
@@ -21,6 +19,11 @@ use process::{Home, http_get, sum_of_series};
 const SOON: Duration = Duration::from_mins(1);
 
 const COUNT: usize = 20_000;
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a test are far below 2^52")]
+fn as_metric(count: usize) -> f64 {
+    count as f64
+}
 
 /// A pipeline that writes what it makes to a file, and by a buffer to a standard output that somebody may read.
 struct Piped {
@@ -53,7 +56,7 @@ impl Piped {
     }
 
     fn lines_now(&self) -> usize {
-        fs::read(self.home.path("now.ndjson")).map_or(0, |text| text.iter().filter(|byte| **byte == b'\n').count())
+        fs::read_to_string(self.home.path("now.ndjson")).map_or(0, |text| text.lines().count())
     }
 
     /// All that comes out of the standard output until it is closed, while the process goes on.
@@ -118,7 +121,7 @@ fn a_sink_that_stands_still_behind_a_buffer_stops_no_other_branch() {
     // Nobody reads the standard output.
     wait_until("the other branch to have all", SOON, || piped.lines_now() == COUNT);
     wait_until("the buffer to hold what waits", SOON, || {
-        piped.metric("weir_buffer_records", &LATER).is_some_and(|records| records > COUNT as f64 / 2.0)
+        piped.metric("weir_buffer_records", &LATER).is_some_and(|records| records > as_metric(COUNT / 2))
     });
     assert_eq!(piped.metric("weir_buffer_limit_bytes", &LATER), Some(f64::from(64 << 20)));
     assert!(piped.metric("weir_buffer_bytes", &LATER).is_some_and(|bytes| bytes > 1e6));
@@ -178,14 +181,16 @@ fn a_full_buffer_that_sheds_drops_the_newest_and_counts_them() {
     wait_until("the other branch to have all", SOON, || piped.lines_now() == COUNT);
     let dropped = [LATER[0], LATER[1], ("reason", "buffer_full")];
     let mut shed = 0.0;
-    wait_until("it to shed", SOON, || {
+    wait_until("all to be kept or shed", SOON, || {
         shed = piped.metric("weir_component_discarded_records_total", &dropped).unwrap_or_default();
-        shed > 0.0
+        let kept = piped.metric("weir_component_sent_records_total", &LATER).unwrap_or_default();
+        kept + shed >= as_metric(COUNT)
     });
     let lines = piped.read_to_end();
     assert_eq!(piped.exit_code(), Some(0), "{}", piped.log());
-    assert_eq!(lines.len() as f64 + shed, COUNT as f64, "each is delivered or counted");
-    assert!(lines.len() < COUNT);
+    let told = as_metric(lines.len()) + shed;
+    assert!((told - as_metric(COUNT)).abs() < 0.5, "each is delivered or counted: {} and {shed}", lines.len());
+    assert!(shed > 0.0);
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub struct Refusal {
 pub struct Settled {
     /// Records for the dead letter, by rising index.
     pub refused: Vec<Refusal>,
+    /// How many the sink dropped on purpose, and counted with the reason.
+    pub dropped: usize,
 }
 
 impl Settled {

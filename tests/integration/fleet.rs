@@ -65,7 +65,7 @@ impl Fleet {
             weir.must_run();
             self.written(weir).is_some_and(|now| now > before)
         });
-        SOON - deadline.left()
+        SOON.saturating_sub(deadline.left())
     }
 
     /// Waits until the group has committed all that the source holds now, and tells how long that took.
@@ -76,7 +76,7 @@ impl Fleet {
             let committed = self.broker.committed_offsets(&self.name, &self.source);
             ends.iter().all(|(partition, end)| *end == 0 || committed.get(partition).is_some_and(|at| at >= end))
         });
-        limit - deadline.left()
+        limit.saturating_sub(deadline.left())
     }
 
     /// Produces records at an even pace while `scenario` runs; waits until they are committed, stops the processes that

@@ -170,19 +170,19 @@ impl Sink for BufferSink {
     fn write(&mut self, batch: Arc<Batch>) -> BoxFuture<'_, Result<Answer, SinkError>> {
         Box::pin(async move {
             let log = self.writer.log().await.map_err(SinkError::Retry)?;
-            loop {
+            let settled = loop {
                 match self.append(&log, &batch).await {
-                    Ok(()) => break,
+                    Ok(()) => break Settled::all(),
                     Err(AppendError::Full) if self.writer.link.0.when_full == WhenFull::Shed => {
                         self.writer.home.metrics.discarded("buffer_full", batch.len() as u64);
-                        break;
+                        break Settled { dropped: batch.len(), ..Settled::all() };
                     }
                     Err(AppendError::Full) => self.wait(&log, &batch).await?,
                     Err(error) => return Err(said(&error)),
                 }
-            }
+            };
             self.waited = false;
-            Ok(Box::pin(future::ready(Ok(Settled::all()))) as Answer)
+            Ok(Box::pin(future::ready(Ok(settled))) as Answer)
         })
     }
 

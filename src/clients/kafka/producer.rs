@@ -370,7 +370,7 @@ impl Slots {
         refused.sort_unstable_by_key(|refusal| refusal.record);
         let failure = slot.failure.take().or(slot.consequence.take());
         // Nobody listens any more if the run was aborted.
-        let _ = answer.send(failure.map_or(Ok(Settled { refused }), Err));
+        let _ = answer.send(failure.map_or(Ok(Settled { refused, dropped: 0 }), Err));
         self.free.push(u32::try_from(at).expect("an index of ours"));
     }
 }

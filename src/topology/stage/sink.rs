@@ -214,18 +214,14 @@ impl SinkTask {
     }
 
     /// Waits for the answer for a batch. One that is to be tried again holds up all behind it, so that order is kept.
-    async fn answered(
-        &self,
-        sink: &mut BoxSink,
-        batch: &Arc<Batch>,
-        mut outcome: Outcome,
-    ) -> Result<Vec<Refusal>, Failure> {
+    async fn answered(&self, sink: &mut BoxSink, batch: &Arc<Batch>, mut outcome: Outcome) -> Result<Settled, Failure> {
         let mut retry = Retry::new(&self.cx);
         loop {
             match outcome.map_err(|text| Failure::AtWork(AtWork { text, panicked: true, alone: self.alone.clone() }))? {
-                Ok(settled) => return Ok(settled.refused),
+                Ok(settled) => return Ok(settled),
                 Err(SinkError::Reject(error)) => {
-                    return Ok((0..batch.len()).map(|record| Refusal { record, error: error.clone() }).collect());
+                    let refused = (0..batch.len()).map(|record| Refusal { record, error: error.clone() }).collect();
+                    return Ok(Settled { refused, dropped: 0 });
                 }
                 Err(SinkError::Retry(error)) => {
                     retry.wait(&error).await;
@@ -238,7 +234,7 @@ impl SinkTask {
 
     /// Deals with the outcome of a batch.
     async fn settle(&self, sink: &mut BoxSink, batch: Arc<Batch>, outcome: Outcome) -> Result<(), Failure> {
-        let mut refused = self.answered(sink, &batch, outcome).await?;
+        let Settled { mut refused, dropped } = self.answered(sink, &batch, outcome).await?;
         if self.rejects.on_error == OnError::Retry {
             let mut retry = Retry::new(&self.cx);
             while let [first, ..] = refused.as_slice() {
@@ -247,13 +243,13 @@ impl SinkTask {
                 // What the sink knows of the other side may be old.
                 self.flush(sink).await?;
                 let outcome = caught(self.write(sink, &batch).await?).await;
-                refused = self.answered(sink, &batch, outcome).await?;
+                refused = self.answered(sink, &batch, outcome).await?.refused;
             }
         }
         if self.is_dead_letter && !refused.is_empty() {
             refused = self.write_cut(sink, &batch, refused).await?;
         }
-        let delivered = (batch.len() - refused.len()) as u64;
+        let delivered = (batch.len() - refused.len() - dropped) as u64;
         self.cx.metrics.sent_records.inc_by(delivered);
         self.cx.metrics.sent_bytes.inc_by(batch.payload_bytes());
         let rejected = refused

@@ -158,7 +158,7 @@ impl Simulated {
                 SinkKind::Acknowledged => place.world.make_durable(writer, until),
                 SinkKind::Flushed => {}
             }
-            Ok(Settled { refused })
+            Ok(Settled { refused, dropped: 0 })
         }
         .boxed()
     }
