@@ -540,16 +540,6 @@ pub(crate) mod tests {
         // It is not even sent again, and what is smaller is.
         let refused = sink.write(alone).await.unwrap().await.unwrap().refused;
         assert!(refused[0].error.contains("the topic takes at most"), "{}", refused[0].error);
-        // What is refused leaves a gap, behind which this client writes nothing: the next run makes another.
-        tokio::time::timeout(SOON, async {
-            let small = || Arc::new(batch(&[draft("c")]));
-            while let Ok(answer) = sink.write(small()).await
-                && answer.await.is_ok()
-            {}
-            while sink.open().await.is_err() || sink.write(small()).await.is_err() {}
-        })
-        .await
-        .expect("the client fails, and is replaced");
         write(&mut sink, &[draft(&large[..299_000])]).await;
     }
 

@@ -57,6 +57,8 @@ pub(super) async fn run(plan: Plan, host: Host, stop: CancellationToken) -> Pipe
 /// buffers wait for the next start.
 fn tell_neighbours(end: &PipelineEnd, reads: &[Link], writes: &[Link]) {
     if *end == PipelineEnd::Stopped {
+        // Who waits for room must not wait for one that has stopped.
+        reads.iter().for_each(Link::leave);
         return;
     }
     // Nothing more will come. What is there is read to its end.

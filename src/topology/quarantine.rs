@@ -113,7 +113,8 @@ impl Quarantine {
         for (partition, &position) in positions.iter().flatten() {
             advance(&mut state.ranges, partition, position);
         }
-        let isolated = state.isolated;
+        // An epoch without records, opened before the suspects entered, acquits none of them.
+        let isolated = state.isolated && records > 0;
         state.suspicion.committed(records, isolated, positions);
         if state.records == 0 {
             state.isolated = false;

@@ -69,6 +69,7 @@ struct Shared {
     /// What was said before the log was opened.
     finished: AtomicBool,
     abandoned: AtomicBool,
+    left: AtomicBool,
 }
 
 impl fmt::Debug for Link {
@@ -81,8 +82,8 @@ impl Link {
     /// The buffer of a stage.
     #[must_use]
     pub fn new(stage: Arc<str>, disk: u64, when_full: WhenFull) -> Self {
-        let (finished, abandoned) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self(Arc::new(Shared { stage, disk, when_full, log: OnceCell::new(), finished, abandoned }))
+        let [finished, abandoned, left] = [(); 3].map(|()| AtomicBool::new(false));
+        Self(Arc::new(Shared { stage, disk, when_full, log: OnceCell::new(), finished, abandoned, left }))
     }
 
     /// The name of its folder.
@@ -108,6 +109,17 @@ impl Link {
     pub fn finish(&self) {
         self.0.finished.store(true, Ordering::SeqCst);
         self.tell();
+    }
+
+    /// The reader has stopped, as all of the pipeline does: what finds no room now is read again at the next start.
+    pub fn leave(&self) {
+        self.0.left.store(true, Ordering::SeqCst);
+        self.abandon();
+    }
+
+    /// Whether the reader has stopped.
+    pub(super) fn has_left(&self) -> bool {
+        self.0.left.load(Ordering::SeqCst)
     }
 
     /// The reader has failed for good: who waits for room waits in vain.

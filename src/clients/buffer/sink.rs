@@ -132,9 +132,9 @@ impl BufferSink {
     }
 
     /// Waits for room: at first in silence, for that is what a buffer is for, then loudly.
-    async fn wait(&mut self, log: &Log, batch: &Batch) -> Result<(), SinkError> {
+    async fn wait(&mut self, log: &Log, frame: u64) -> Result<(), SinkError> {
         let runtime = &self.writer.home.runtime;
-        let room = log.room(batch.memory_bytes());
+        let room = log.room(frame);
         let has_room = if self.waited {
             room.await
         } else {
@@ -155,6 +155,9 @@ impl BufferSink {
             return Ok(());
         }
         let stage = &self.writer.link.0.stage;
+        if self.writer.link.has_left() {
+            return Err(SinkError::Outage(format!("the buffer of `{stage}` is full, and what reads it has stopped")));
+        }
         Err(SinkError::Fatal(format!("the buffer of `{stage}` is full, and what reads it has failed")))
     }
 }
@@ -173,11 +176,11 @@ impl Sink for BufferSink {
             let settled = loop {
                 match self.append(&log, &batch).await {
                     Ok(()) => break Settled::all(),
-                    Err(AppendError::Full) if self.writer.link.0.when_full == WhenFull::Shed => {
+                    Err(AppendError::Full { .. }) if self.writer.link.0.when_full == WhenFull::Shed => {
                         self.writer.home.metrics.discarded("buffer_full", batch.len() as u64);
                         break Settled { dropped: batch.len(), ..Settled::all() };
                     }
-                    Err(AppendError::Full) => self.wait(&log, &batch).await?,
+                    Err(AppendError::Full { frame }) => self.wait(&log, frame).await?,
                     Err(error) => return Err(said(&error)),
                 }
             };
@@ -202,7 +205,7 @@ impl Sink for BufferSink {
 /// A full disk may have room again; an aborted run has nothing to write.
 fn said(error: &AppendError) -> SinkError {
     match error {
-        AppendError::Full | AppendError::Disk { .. } => SinkError::Retry(error.to_string()),
+        AppendError::Full { .. } | AppendError::Disk { .. } => SinkError::Retry(error.to_string()),
         AppendError::Stale => SinkError::Rewind(error.to_string()),
         AppendError::TooLarge => SinkError::Reject(error.to_string()),
     }

@@ -241,9 +241,11 @@ impl<Q> Assignment<Q> {
     pub(crate) fn committed<'a>(&mut self, offsets: impl IntoIterator<Item = (&'a Partition, i64)>) {
         for (partition, offset) in offsets {
             if let Some(held) = self.held.get(partition) {
-                held.progress().committed = Some(offset);
+                // Who asks for an old epoch tells of an offset that others may have moved since.
+                let mut progress = held.progress();
+                progress.committed = progress.committed.max(Some(offset));
             } else if let Some(left) = self.left.get_mut(partition) {
-                left.committed = Some(offset);
+                left.committed = left.committed.max(Some(offset));
             }
         }
     }

@@ -423,6 +423,11 @@ impl GroupConsumer {
         Ok(offsets.into_iter().collect())
     }
 
+    /// Whether its client is of no more use: the next run joins anew, and asks the broker for the offsets.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.state().dead
+    }
+
     /// Why this process must not go on as the member that it was, if that was found and nobody was told.
     pub(crate) fn take_fatal(&self) -> Option<String> {
         let mut state = self.state();

@@ -183,6 +183,8 @@ impl SharedProducer {
         let mut fixed = vec![
             ("enable.idempotence", "true".to_owned()),
             ("acks", "all".to_owned()),
+            // Also for a topic that librdkafka makes by itself, when it is asked for its metadata.
+            ("partitioner", "murmur2_random".to_owned()),
             // What a topic takes is checked before; this is only the largest of them.
             ("message.max.bytes", largest.clamp(1_000_000, 1_000_000_000).to_string()),
         ];
@@ -194,8 +196,6 @@ impl SharedProducer {
             defaults.push(("retry.backoff.ms", "10".to_owned()));
         } else {
             fixed.push(("message.timeout.ms", "0".to_owned()));
-            // Where a request is refused, those behind it must not be written before it: the client gives up instead.
-            fixed.push(("enable.gapless.guarantee", "true".to_owned()));
         }
         self.settings.connection.client_config(&defaults, &fixed)
     }
@@ -269,7 +269,7 @@ struct Slots {
     all_or_nothing: bool,
     /// How many batches have records without a fate.
     under_way: usize,
-    /// Why the transaction failed, if it is more than a consequence.
+    /// Why the transaction, or the client, failed, if it is more than a consequence.
     cause: Option<SinkError>,
     /// Batches of which only a consequence is known. They are answered with the cause, once it is known or nothing that
     /// could tell it is under way: the client fails all that it holds when a broker refuses one request, and often tells of
@@ -330,7 +330,7 @@ impl Slots {
                     self.cause = Some(SinkError::Rewind(error));
                 }
             }
-            Fate::Failed(code) if self.all_or_nothing && is_consequence(code) => {
+            Fate::Failed(code) if is_consequence(code) => {
                 slot.consequence.get_or_insert_with(|| failed(code));
             }
             Fate::Failed(code) => {
@@ -375,7 +375,7 @@ impl Slots {
     }
 }
 
-/// Whether an error may only follow from the failure of another record of the transaction.
+/// Whether an error may only follow from the failure of another record.
 fn is_consequence(code: Code) -> bool {
     matches!(code, Code::PurgeQueue | Code::PurgeInflight | Code::State | Code::OutOfOrderSequenceNumber)
 }
@@ -549,18 +549,33 @@ impl Polling {
     fn run(self) {
         while !self.account.stop.load(Ordering::Acquire) {
             self.raw.poll(POLL, |event| self.handle(event));
+            self.stop_behind_a_gap();
             // Only now, because a record leaves the queue when the event that tells its fate is freed.
             self.account.room.notify_waiters();
+        }
+    }
+
+    /// All that a failed client holds is done again from the last commit. What stands behind the gap must not be written
+    /// before that, as it would be under a new epoch of this producer: the order of a key would be broken. A transaction
+    /// is aborted instead.
+    fn stop_behind_a_gap(&self) {
+        if self.account.failed.load(Ordering::Acquire) && !lock(&self.account.slots).all_or_nothing {
+            self.raw.purge();
         }
     }
 
     fn handle(&self, event: ProducerEvent<'_>) {
         match event {
             ProducerEvent::Deliveries(deliveries) => {
+                let mut gap = false;
                 let mut slots = lock(&self.account.slots);
                 for delivery in deliveries {
                     let fate = delivery.failure.map_or(Fate::Written, |code| self.fate(code, &delivery));
+                    gap |= matches!(fate, Fate::Failed(code) if !is_consequence(code));
                     slots.settle(delivery.number, fate);
+                }
+                if gap && !slots.all_or_nothing {
+                    self.account.failed.store(true, Ordering::Release);
                 }
             }
             ProducerEvent::Error(Code::Fatal, text) => {
@@ -635,8 +650,8 @@ mod tests {
     }
 
     #[test]
-    fn in_a_transaction_a_consequence_waits_for_its_cause() {
-        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+    fn a_consequence_waits_for_its_cause() {
+        let mut slots = Slots::default();
         let [(purged, mut first), (refused, mut second), (late, mut third)] = [(); 3].map(|()| slots.open(1));
         slots.settle(number(purged, 0), Fate::Failed(Code::PurgeQueue));
         assert!(first.try_recv().is_err(), "others are under way, which may know why");
@@ -649,8 +664,8 @@ mod tests {
     }
 
     #[test]
-    fn in_a_transaction_a_consequence_without_a_cause_is_told_when_nothing_is_under_way() {
-        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+    fn a_consequence_without_a_cause_is_told_when_nothing_is_under_way() {
+        let mut slots = Slots::default();
         let [(one, mut first), (other, mut second)] = [(); 2].map(|()| slots.open(1));
         slots.settle(number(one, 0), Fate::Failed(Code::PurgeQueue));
         slots.settle(number(other, 0), Fate::Failed(Code::PurgeInflight));

@@ -504,7 +504,8 @@ impl<C: ClientContext + 'static> Topic<C> {
         let name = CString::new(name).map_err(|_| "a topic's name holds no zero byte".to_owned())?;
         // SAFETY: the configuration is ours until the topic takes it over. If it cannot be made, it is freed.
         unsafe {
-            let config = sys::rd_kafka_topic_conf_new();
+            // What was said of all topics holds for this one; a new configuration would know nothing of it.
+            let config = sys::rd_kafka_default_topic_conf_dup(producer.client.native_ptr());
             for (key, value) in settings {
                 let (key, value) = (CString::new(*key), CString::new(*value));
                 let (Ok(key), Ok(value)) = (key, value) else { continue };

@@ -269,6 +269,9 @@ impl Inner {
     fn fence(&self) -> Result<(), FenceError> {
         let before = self.take_phase();
         let result = self.try_fence(&before);
+        if result.is_ok() {
+            self.overdue.store(false, Ordering::Release);
+        }
         self.set(match &result {
             Ok(()) => Phase::Idle,
             // The identity may not have been taken: the next try takes it.
@@ -501,6 +504,10 @@ impl Inner {
             let committed = loop {
                 if self.is_closing() {
                     return None;
+                }
+                if group.is_given_up() {
+                    // Only the next run makes a new client, which reads what the group has committed.
+                    return Some(false);
                 }
                 match group.reload_committed(&partitions) {
                     Ok(committed) => break committed,

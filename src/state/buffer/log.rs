@@ -63,7 +63,10 @@ pub struct Stats {
 pub enum AppendError {
     /// There is no room. It comes when the reader has moved on.
     #[error("the buffer is full")]
-    Full,
+    Full {
+        /// The bytes that it takes.
+        frame: u64,
+    },
     /// An earlier run of the writer wants to write.
     #[error("another run writes the buffer")]
     Stale,
@@ -190,12 +193,18 @@ impl Log {
     pub fn cut_back(&self, committed: Option<Place>) -> io::Result<u64> {
         let mut inner = self.inner();
         let to = committed.unwrap_or(inner.visible);
+        let known_to = inner.end.position;
         inner.run += 1;
         inner.active = None;
         inner.unsynced.clear();
-        for segment in list(&self.folder)?.into_iter().filter(|segment| segment.base >= to.position) {
-            fs::remove_file(segment.path(&self.folder))?;
-            inner.unsynced_names = true;
+        for segment in list(&self.folder)? {
+            if segment.base >= to.position {
+                fs::remove_file(segment.path(&self.folder))?;
+                inner.unsynced_names = true;
+            } else if segment.base >= known_to && inner.segments.iter().all(|known| known.base != segment.base) {
+                // The reader opened the log before an epoch was confirmed that a crash had left prepared.
+                inner.segments.push_back(segment);
+            }
         }
         inner.segments.retain(|segment| segment.base < to.position);
         let last = inner.segments.back().copied();
@@ -250,8 +259,9 @@ impl Log {
         records: usize,
         written: Timestamp,
     ) -> Result<(), AppendError> {
-        if inner.is_full(bytes.len() as u64, self.limits) {
-            return Err(AppendError::Full);
+        let frame = bytes.len() as u64;
+        if inner.is_full(frame, self.limits) {
+            return Err(AppendError::Full { frame });
         }
         let Place { position, records: before } = inner.end;
         let header = Header::of(&bytes[HEADER..], records, before, written).ok_or(AppendError::TooLarge)?;
@@ -357,6 +367,9 @@ impl Log {
         let records = self.records_before(&inner, position)?;
         inner.read = Place { position, records };
         self.remove_passed(&mut inner);
+        drop(inner);
+        // The commit that brought it here may never have been told: who waits for room looks again.
+        self.moved.notify_waiters();
         Ok(Cursor { position, records, skip, open: None })
     }
 
@@ -699,6 +712,25 @@ mod tests {
         assert_eq!(read(&log, Some(place.position)).0, Vec::<String>::new());
         commit(&log, run, &["next"]);
         assert_eq!(read(&log, Some(place.position)).0, ["not yet", "next"]);
+    }
+
+    #[test]
+    fn an_epoch_that_is_confirmed_after_the_reader_has_opened_the_log_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        let before = commit_long(&log, run, 0..3);
+        let after = commit_long(&log, run, 3..9);
+        drop(log);
+
+        // A crash left the second epoch prepared: the store says `before` until its judge has been asked.
+        let log = open(&dir, ROOMY, Some(before));
+        let mut cursor = log.cursor(Some(before.position)).unwrap();
+        log.cut_back(Some(after)).unwrap();
+        let batches = log.read(&mut cursor, usize::MAX).unwrap();
+        let bodies: Vec<_> = batches.iter().filter_map(|(batch, _)| body(batch)).collect();
+        assert_eq!(bodies, (3..9).map(long).collect::<Vec<_>>());
+        assert_eq!((cursor.place(), log.stats().damaged), (after, 0));
     }
 
     #[test]

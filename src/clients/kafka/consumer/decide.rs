@@ -52,6 +52,10 @@ impl GroupConsumer {
                 let why = "the consumer is closed".to_owned();
                 return if in_doubt { Decision::Unknown(why) } else { Decision::No(why) };
             };
+            if in_doubt && self.is_given_up() {
+                // Only whoever asks next makes a new client, and it waits for us.
+                return Decision::Unknown("the consumer was given up while a commit was in doubt".to_owned());
+            }
             match self.try_decide(&client, mark, positions) {
                 Try::Done => return Decision::Yes,
                 Try::Refused(why) if in_doubt => match self.ask(&client, mark, positions) {

@@ -63,13 +63,10 @@ impl Reader {
     }
 
     fn look(&mut self) -> Result<(), Stop> {
-        let mut state = self.group.state();
-        if let Some(fault) = state.fault.clone() {
-            if matches!(fault, SourceError::Fatal(_)) {
-                // It is told once, here.
-                state.fault = None;
-            }
-            return Err(Stop::Error(fault));
+        let state = self.group.state();
+        // It stays until the next run begins: a commit may be waiting for the same word.
+        if let Some(fault) = &state.fault {
+            return Err(Stop::Error(fault.clone()));
         }
         if state.assignment.changes() != self.changes {
             self.changes = state.assignment.changes();
