@@ -6,8 +6,8 @@
 //! larger than the topic takes. Then all is quiet, everything must finish, and every record is counted: it must have
 //! been delivered, dropped on purpose or dead-lettered, under `exactly_once` once and in the order of its key.
 //!
-//! `cargo test` runs a round of a fixed seed and one of a fresh seed. `CONSERVATION_SEED` replays a round, and
-//! `CONSERVATION_MINUTES` goes on with further rounds for that long:
+//! `cargo test` runs a round of a fixed seed. `CONSERVATION_SEED` replays a round, and `CONSERVATION_MINUTES` goes on with
+//! further rounds, of fresh seeds if none is given, for that long:
 //!
 //! ```sh
 //! CONSERVATION_SEED=7 CONSERVATION_MINUTES=60 cargo test --release --test conservation -- --nocapture
@@ -44,7 +44,7 @@ use schedule::Schedule;
 use strike::{Outcome, Place, Struck};
 
 /// The seed of the round that is always run.
-const FIXED_SEED: u64 = 4;
+const FIXED_SEED: u64 = 1_696_742_271_660_100_374;
 /// How long faults strike in a round, where `cargo test` runs it and where there is more time.
 const SHORT: Duration = Duration::from_secs(45);
 const LONG: Duration = Duration::from_mins(2);
@@ -68,7 +68,6 @@ fn nothing_is_lost_and_nothing_comes_twice_whatever_fails() {
         (Some(seed), None) => figures.add_round(seed, length, &only),
         (None, None) => {
             figures.add_round(FIXED_SEED, length, &only);
-            figures.add_round(fastrand::u64(..), length, &only);
         }
         (seed, Some(minutes)) => {
             let deadline = Deadline::within(Duration::from_mins(minutes));
@@ -174,11 +173,11 @@ impl Totals {
         let mut text =
             format!("conservation: {} rounds, {:.0} s; {}\n", self.rounds, self.seconds, list(&self.broker_faults));
         for (name, CaseTotals { figures, faults }) in &self.cases {
-            let Figures { records, delivered, filtered, dead_lettered, repeats } = figures;
+            let Figures { records, delivered, filtered, dead_lettered, repeats, overtaken } = figures;
             let _ = writeln!(
                 text,
                 "  {name}: {records} records: {delivered} delivered, {filtered} filtered, {dead_lettered} dead-lettered, \
-                 {repeats} repeated; {}",
+                 {repeats} repeated, {overtaken} overtaken; {}",
                 list(faults)
             );
         }
