@@ -1,0 +1,241 @@
+//! The account of what a producer has under way: for each batch a slot, which answers when each of its records has its
+//! fate.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+use tokio::sync::{Notify, oneshot};
+
+use crate::clients::kafka::errors::{Verdict, verdict};
+use crate::component::{Refusal, Settled, SinkError};
+
+/// What is under way, shared with the polling thread.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    pub(super) slots: Mutex<Slots>,
+    /// Woken when records were settled, for those that wait for room.
+    pub(super) room: Notify,
+    pub(super) failed: AtomicBool,
+    /// Why the brokers turn the client away, since they last did.
+    pub(super) turned_away: Mutex<Option<String>>,
+    pub(super) stop: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    all: Vec<Slot>,
+    free: Vec<u32>,
+    /// No record may be left out: what one is refused for, all are.
+    pub(super) all_or_nothing: bool,
+    /// How many batches have records without a fate.
+    under_way: usize,
+    /// Why the transaction, or the client, failed, if it is more than a consequence.
+    pub(super) cause: Option<SinkError>,
+    /// Batches of which only a consequence is known. They are answered with the cause, once it is known or nothing that
+    /// could tell it is under way: the client fails all that it holds when a broker refuses one request, and often tells of
+    /// that request last.
+    victims: Vec<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    remaining: usize,
+    refused: Vec<Refusal>,
+    failure: Option<SinkError>,
+    /// What befell records because others had failed.
+    consequence: Option<SinkError>,
+    answer: Option<oneshot::Sender<Result<Settled, SinkError>>>,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// All replicas have it.
+    Written,
+    /// The broker will never take it, for this reason.
+    Refused(String),
+    /// It was not written, or nobody knows.
+    Failed(Code),
+}
+
+impl Slots {
+    /// Opens an account of `records`.
+    pub(super) fn open(&mut self, records: usize) -> (u32, oneshot::Receiver<Result<Settled, SinkError>>) {
+        let (answer, answered) = oneshot::channel();
+        let slot = Slot { remaining: records, answer: Some(answer), ..Slot::default() };
+        let at = if let Some(at) = self.free.pop() {
+            self.all[at as usize] = slot;
+            at
+        } else {
+            self.all.push(slot);
+            u32::try_from(self.all.len() - 1).expect("far fewer batches than 4 billion are under way")
+        };
+        self.under_way += 1;
+        (at, answered)
+    }
+
+    /// Notes the fate of a record.
+    pub(super) fn settle(&mut self, number: usize, fate: Fate) {
+        let (at, record) = (number >> 32, number & 0xffff_ffff);
+        let Some(slot) = self.all.get_mut(at) else { return };
+        match fate {
+            Fate::Written => {}
+            Fate::Refused(error) if !self.all_or_nothing => slot.refused.push(Refusal { record, error }),
+            // What the others are purged for is reported before it: the cause counts, whenever it comes.
+            Fate::Refused(error) => {
+                if matches!(slot.failure, None | Some(SinkError::Outage(_))) {
+                    slot.failure = Some(SinkError::Rewind(error.clone()));
+                }
+                if matches!(self.cause, None | Some(SinkError::Outage(_))) {
+                    self.cause = Some(SinkError::Rewind(error));
+                }
+            }
+            Fate::Failed(code) if is_consequence(code) => {
+                slot.consequence.get_or_insert_with(|| failed(code));
+            }
+            Fate::Failed(code) => {
+                let failure = slot.failure.get_or_insert_with(|| failed(code));
+                self.cause.get_or_insert_with(|| failure.clone());
+            }
+        }
+        self.discharge(at, 1);
+    }
+
+    /// Refuses a record that was not enqueued.
+    pub(super) fn refuse(&mut self, slot: u32, record: usize, error: String) {
+        if let Some(slot) = self.all.get_mut(slot as usize) {
+            slot.refused.push(Refusal { record, error });
+        }
+        self.discharge(slot as usize, 1);
+    }
+
+    /// Takes records off an account; the last one answers.
+    pub(super) fn discharge(&mut self, at: usize, records: usize) {
+        let Some(slot) = self.all.get_mut(at) else { return };
+        slot.remaining -= records.min(slot.remaining);
+        if slot.remaining > 0 || slot.answer.is_none() {
+            return;
+        }
+        self.under_way -= 1;
+        if slot.failure.is_none() && slot.consequence.is_some() {
+            self.victims.push(at);
+        } else {
+            self.answer(at);
+        }
+        if self.cause.is_some() || self.under_way == 0 {
+            for victim in std::mem::take(&mut self.victims) {
+                self.all[victim].failure.clone_from(&self.cause);
+                self.answer(victim);
+            }
+        }
+    }
+
+    /// All records of a batch have their fates.
+    fn answer(&mut self, at: usize) {
+        let slot = &mut self.all[at];
+        let Some(answer) = slot.answer.take() else { return };
+        let mut refused = std::mem::take(&mut slot.refused);
+        refused.sort_unstable_by_key(|refusal| refusal.record);
+        let failure = slot.failure.take().or(slot.consequence.take());
+        // Nobody listens any more if the run was aborted.
+        let _ = answer.send(failure.map_or(Ok(Settled { refused, dropped: 0 }), Err));
+        self.free.push(u32::try_from(at).expect("an index of ours"));
+    }
+}
+
+/// What librdkafka carries with a record: its slot, and its index in the batch.
+pub(super) fn number(slot: u32, record: usize) -> usize {
+    ((slot as usize) << 32) | record
+}
+
+/// Whether an error may only follow from the failure of another record.
+pub(super) fn is_consequence(code: Code) -> bool {
+    matches!(code, Code::PurgeQueue | Code::PurgeInflight | Code::State | Code::OutOfOrderSequenceNumber)
+}
+
+/// What to do about records that were not written.
+pub(crate) fn failed(code: Code) -> SinkError {
+    match verdict(code) {
+        // The next run does not begin to write before the right is there.
+        Verdict::Denied => SinkError::Outage(format!("not allowed to write: {code}")),
+        Verdict::DeniedForGood => SinkError::Fatal(format!("not allowed to write: {code}")),
+        Verdict::Size | Verdict::Suspect => SinkError::Rewind(format!("records were not written: {code}")),
+        _ => SinkError::Outage(format!("records were not written: {code}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_answered_when_its_last_record_has_its_fate() {
+        let mut slots = Slots::default();
+        let (first, mut answer) = slots.open(3);
+        let (second, mut other) = slots.open(1);
+        slots.settle(number(first, 2), Fate::Refused("no".to_owned()));
+        slots.settle(number(second, 0), Fate::Written);
+        assert_eq!(other.try_recv().unwrap(), Ok(Settled::all()));
+        slots.settle(number(first, 0), Fate::Refused("no".to_owned()));
+        assert!(answer.try_recv().is_err(), "one is still under way");
+        slots.settle(number(first, 1), Fate::Written);
+        let refused: Vec<_> =
+            answer.try_recv().unwrap().unwrap().refused.iter().map(|refusal| refusal.record).collect();
+        assert_eq!(refused, [0, 2]);
+        assert_eq!(slots.open(1).0, first, "a slot is used again");
+    }
+
+    #[test]
+    fn in_a_transaction_what_one_record_is_refused_for_all_are() {
+        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+        let (slot, mut answer) = slots.open(2);
+        slots.settle(number(slot, 0), Fate::Refused("no".to_owned()));
+        slots.settle(number(slot, 1), Fate::Written);
+        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
+    }
+
+    #[test]
+    fn a_consequence_waits_for_its_cause() {
+        let mut slots = Slots::default();
+        let [(purged, mut first), (refused, mut second), (late, mut third)] = [(); 3].map(|()| slots.open(1));
+        slots.settle(number(purged, 0), Fate::Failed(Code::PurgeQueue));
+        assert!(first.try_recv().is_err(), "others are under way, which may know why");
+        slots.settle(number(refused, 0), Fate::Failed(Code::InvalidDifferentRecord));
+        let cause = second.try_recv().unwrap();
+        assert!(matches!(cause, Err(SinkError::Rewind(_))), "a record may be to blame");
+        assert_eq!(first.try_recv().unwrap(), cause);
+        slots.settle(number(late, 0), Fate::Failed(Code::State));
+        assert_eq!(third.try_recv().unwrap(), cause);
+    }
+
+    #[test]
+    fn a_consequence_without_a_cause_is_told_when_nothing_is_under_way() {
+        let mut slots = Slots::default();
+        let [(one, mut first), (other, mut second)] = [(); 2].map(|()| slots.open(1));
+        slots.settle(number(one, 0), Fate::Failed(Code::PurgeQueue));
+        slots.settle(number(other, 0), Fate::Failed(Code::PurgeInflight));
+        for answer in [&mut first, &mut second] {
+            assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
+        }
+    }
+
+    #[test]
+    fn what_a_record_is_refused_for_counts_and_not_what_follows_from_it() {
+        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+        let (slot, mut answer) = slots.open(3);
+        slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
+        slots.settle(number(slot, 1), Fate::Refused("too large".to_owned()));
+        slots.settle(number(slot, 2), Fate::Failed(Code::PurgeInflight));
+        assert_eq!(answer.try_recv().unwrap(), Err(SinkError::Rewind("too large".to_owned())));
+    }
+
+    #[test]
+    fn what_was_never_enqueued_is_not_waited_for() {
+        let mut slots = Slots::default();
+        let (slot, mut answer) = slots.open(5);
+        slots.discharge(slot as usize, 4);
+        slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
+        assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
+    }
+}
