@@ -6,12 +6,9 @@
 mod claim;
 mod compress;
 mod disk;
-mod entry;
 mod faults;
 mod files;
 mod known;
-mod names;
-mod pattern;
 mod recovery;
 mod shared;
 
@@ -23,8 +20,9 @@ use serde::Deserialize;
 
 use self::compress::Compression;
 use self::files::{Files, Rotation, Settings};
-use self::pattern::Pattern;
+
 use self::shared::{Shared, Written};
+use crate::clients::files::pattern::Pattern;
 use crate::codecs::Codec;
 use crate::component::{
     Acknowledges, Answer, BoxSink, BuildContext, ByteSize, CheckContext, CompiledSink, HumanDuration,

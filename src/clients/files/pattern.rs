@@ -14,7 +14,7 @@ const MINUTE_MS: i64 = 60_000;
 
 /// A path, in which `%Y`, `%m`, `%d` and the like stand for a record's time.
 #[derive(Debug, Clone)]
-pub(super) struct Pattern {
+pub(crate) struct Pattern {
     text: Arc<str>,
     /// All times of one such span have the same path; `None` if all times have.
     span_ms: Option<i64>,
@@ -23,7 +23,7 @@ pub(super) struct Pattern {
 impl Pattern {
     /// # Errors
     /// What is wrong with it, in words.
-    pub(super) fn new(text: &str) -> Result<Self, String> {
+    pub(crate) fn new(text: &str) -> Result<Self, String> {
         let at = |millis| render(text, Timestamp(millis));
         let first = at(0)?;
         // Each unit that a pattern can name changes somewhere between these, and no zone but UTC is asked for.
@@ -40,17 +40,17 @@ impl Pattern {
         Ok(Self { text: text.into(), span_ms })
     }
 
-    pub(super) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
     /// Whether it is the path of one file.
-    pub(super) fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         self.span_ms.is_none()
     }
 
     /// What stands before the first part with a time in it: a folder, with its `/`, or nothing.
-    pub(super) fn fixed_folder(&self) -> &str {
+    pub(crate) fn fixed_folder(&self) -> &str {
         let fixed = self.text.split('%').next().unwrap_or_default();
         &fixed[..fixed.rfind('/').map_or(0, |at| at + 1)]
     }
@@ -69,14 +69,14 @@ fn render(text: &str, time: Timestamp) -> Result<String, String> {
 
 /// The paths of the times that were met last.
 #[derive(Debug)]
-pub(super) struct Paths {
+pub(crate) struct Paths {
     pattern: Pattern,
     by_span: HashMap<i64, Arc<str>>,
     last: Option<(i64, Arc<str>)>,
 }
 
 impl Paths {
-    pub(super) fn new(pattern: Pattern) -> Self {
+    pub(crate) fn new(pattern: Pattern) -> Self {
         Self { pattern, by_span: HashMap::new(), last: None }
     }
 
@@ -84,7 +84,7 @@ impl Paths {
     ///
     /// # Errors
     /// If no calendar has that time.
-    pub(super) fn of(&mut self, time: Timestamp) -> Result<Arc<str>, String> {
+    pub(crate) fn of(&mut self, time: Timestamp) -> Result<Arc<str>, String> {
         let Some(span_ms) = self.pattern.span_ms else { return Ok(Arc::clone(&self.pattern.text)) };
         let span = time.0.div_euclid(span_ms);
         if let Some((last, path)) = &self.last
