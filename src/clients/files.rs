@@ -4,3 +4,4 @@
 pub(crate) mod entry;
 pub(crate) mod names;
 pub(crate) mod pattern;
+pub(crate) mod search;
