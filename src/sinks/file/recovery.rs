@@ -54,9 +54,12 @@ impl Files {
         let pattern = &self.settings.pattern;
         let base = names::parted(file).map(|(base, _)| base);
         let base = base.filter(|base| !pattern.is_plain() || base == pattern.text());
-        match base.filter(|base| self.settings.rotation.is_some() && !self.growing.contains_key(base.as_str())) {
-            Some(base) => drop(self.growing.insert(base.into(), Arc::clone(file))),
-            None => known.finish(),
+        let base = base.filter(|base| self.settings.rotation.is_some() && !self.growing.contains_key(base.as_str()));
+        if let Some(base) = base {
+            self.growing.insert(base.into(), Arc::clone(file));
+        } else {
+            known.finish();
+            self.leaves_finished = true;
         }
     }
 }
