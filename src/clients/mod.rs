@@ -1,4 +1,4 @@
-//! Connections that a source and a sink share.
+//! What a source and a sink share: connections, and what both know of files.
 
 pub mod buffer;
 pub(crate) mod files;

@@ -486,7 +486,8 @@ mod tests {
         let ended = bench.run(async |played: &mut Played| {
             let started = clock.now();
             played.says(Report::Wanted).await;
-            let epoch = played.barrier().await;
+            let soon = tokio::time::timeout(Duration::from_mins(1), played.barrier());
+            let epoch = soon.await.expect("an epoch is opened");
             assert_eq!(clock.now(), started);
             played.closes(epoch, &[]).await;
             let nothing = tokio::time::timeout(Duration::from_mins(1), played.told()).await;
