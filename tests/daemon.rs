@@ -214,3 +214,35 @@ fn the_grace_ends_the_wait() {
     assert!(weir.log().contains("within the grace period"), "{}", weir.log());
     assert!(weir.log().contains("left behind"), "{}", weir.log());
 }
+
+/// Records come from one file and go to a row of others.
+const ROTATED: &str = "
+commit: { interval: 50ms }
+sources:
+  lines:
+    file: { path: in.ndjson, follow: true }
+sinks:
+  out:
+    file: { path: out.ndjson, rotate: { after: 1s } }
+";
+
+#[test]
+fn a_rotated_file_gets_its_final_name_in_time_though_nothing_moves() {
+    for guarantee in ["at_least_once", "exactly_once"] {
+        let home = Home::new();
+        home.write("rotated.yaml", format!("guarantee: {guarantee}{ROTATED}"));
+        home.write("in.ndjson", "{\"n\":1}\n");
+        let mut weir = home.start("rotated.yaml");
+        wait_until("the file to be finished", SOON, || {
+            weir.must_run();
+            home.path("out-000001.ndjson").exists()
+        });
+        assert_eq!(std::fs::read_to_string(home.path("out-000001.ndjson")).expect("it is there"), "{\"n\":1}\n");
+        assert!(!home.path("out-000001.ndjson.open").exists());
+        // One for the record, one for the name; no more, as nothing moves.
+        wait_until("its metrics", SOON, || weir.metric("weir_epoch_duration_seconds_count", &[]).is_some());
+        let epochs = weir.metric("weir_epoch_duration_seconds_count", &[]).expect("it answers");
+        assert!(epochs <= 2.0, "{epochs} epochs");
+        assert_eq!(weir.stop(SOON), 0);
+    }
+}

@@ -159,7 +159,7 @@ struct Data {
 
 impl Data {
     fn open(settings: &Settings) -> Result<Self, crate::state::StoreError> {
-        let dir = DataDir::take(&settings.data_dir)?;
+        let dir = DataDir::take_to_stay(&settings.data_dir)?;
         let store = Arc::new(DiskStore::open(&dir.store())?);
         let instance = match &settings.instance {
             Some(instance) => Arc::from(instance.as_str()),

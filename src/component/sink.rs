@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::error::SinkError;
+use crate::clock::Instant;
 use crate::record::Batch;
 
 /// A record that the outside world will never take.
@@ -52,6 +53,12 @@ pub trait Sink: Send + 'static {
     /// Makes durable everything that was written. Called at each barrier, when all answers are in or being waited
     /// for: after it returns and they are in, a crash loses nothing written before.
     fn flush(&mut self) -> BoxFuture<'_, Result<(), SinkError>>;
+
+    /// When a barrier is wanted even if nothing moves until then: a file that is old enough is finished at one. Asked
+    /// after each call.
+    fn wants_barrier_at(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// Any sink.

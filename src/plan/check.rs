@@ -14,7 +14,7 @@ use super::resolve::{Link, Links, Stage, resolve};
 use super::{
     Buffer, CompileOptions, Guarantee, OnError, Plan, SinkStage, SourceStage, Tables, TransformStage, Upstream,
 };
-use crate::clients::letters::file::LetterFile;
+use crate::clients::letters::files::LetterPaths;
 use crate::component::{
     CheckContext, CompiledSink, CompiledSource, CompiledTransform, Port, Problem, Severity, Span, nearest,
 };
@@ -130,7 +130,7 @@ impl<'a> Compiler<'a> {
             draft.dead_letter.as_ref().and_then(|component| sink(self, component, Schema::default(), problems));
         if let Some(chosen) = draft.dead_letter.as_ref().and_then(|component| component.chosen)
             && chosen.kind == "file"
-            && let Err(why) = LetterFile::of(chosen.config)
+            && let Err(why) = LetterPaths::of(chosen.config)
         {
             let words = format!("`weir dlq` will not find these dead letters: {why}");
             problems.push(Problem::warning(chosen.span, words));

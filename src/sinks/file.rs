@@ -6,12 +6,9 @@
 mod claim;
 mod compress;
 mod disk;
-mod entry;
 mod faults;
 mod files;
 mod known;
-mod names;
-mod pattern;
 mod recovery;
 mod shared;
 
@@ -23,8 +20,10 @@ use serde::Deserialize;
 
 use self::compress::Compression;
 use self::files::{Files, Rotation, Settings};
-use self::pattern::Pattern;
+
 use self::shared::{Shared, Written};
+use crate::clients::files::pattern::Pattern;
+use crate::clock::Instant;
 use crate::codecs::Codec;
 use crate::component::{
     Acknowledges, Answer, BoxSink, BuildContext, ByteSize, CheckContext, CompiledSink, HumanDuration,
@@ -54,10 +53,10 @@ use crate::record::Batch;
 /// file: { path: "orders/%Y-%m-%d/%H.ndjson.zst", compression: zstd }
 /// ```
 ///
-/// **A row of files**: with `rotate`, a file grows as `orders-000001.ndjson.open`. Once it is large or old enough it is
-/// finished with the next commit, and becomes `orders-000001.ndjson`; then `orders-000002.ndjson.open` is begun. A file
-/// with a final name holds committed records only, and is not touched any more. Nothing is finished while no record
-/// moves; at the end of a finite input, all files are.
+/// **A row of files**: with `rotate`, a file grows as `orders-000001.ndjson.open`. Once it is large enough it is finished
+/// with the next commit, and once it is old enough also if no record comes: it becomes `orders-000001.ndjson`, and the next
+/// record begins `orders-000002.ndjson.open`. A file with a final name holds committed records only, and is not touched any
+/// more. At the end of a finite input, all files are finished.
 ///
 /// ```yaml
 /// file: { path: orders.ndjson, rotate: { size: 100MB, after: 1h } }
@@ -202,6 +201,10 @@ impl Sink for FileSink {
     fn flush(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         Box::pin(self.shared.flush(self.run))
     }
+
+    fn wants_barrier_at(&self) -> Option<Instant> {
+        self.shared.due()
+    }
 }
 
 #[cfg(test)]
@@ -211,12 +214,14 @@ mod tests {
     use std::io::Read;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
+    use std::time::Duration;
 
     use tempfile::TempDir;
 
     use super::*;
     use crate::component::Settled;
     use crate::record::{BatchBuilder, Draft, Partition, Timestamp};
+    use crate::runtime::Runtime;
     use crate::testing::harness::{self, SinkRun};
 
     fn sink(path: &Path, more: &str) -> SinkRun {
@@ -428,9 +433,35 @@ mod tests {
         sink.write(&["one"]).await.unwrap();
         flush_and_commit(&mut sink).await;
         sink.restart_as(&format!("file: {{ path: \"{}\", codec: raw }}", path.display())).open().await.unwrap();
+        assert!(sink.wants_barrier_at().is_some(), "it waits for no record");
+        flush_and_commit(&mut sink).await;
+        assert_eq!((sink.wants_barrier_at(), &*text(&folder.path().join("out-000001.txt"))), (None, "one\n"));
         sink.write(&["two"]).await.unwrap();
         flush_and_commit(&mut sink).await;
         assert_eq!(texts(folder.path()), owned(&[("out-000001.txt", "one\n"), ("out.txt", "two\n")]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_old_enough_is_finished_also_if_no_record_comes() {
+        let (folder, path) = folder();
+        let mut sink = sink(&path, ", rotate: { after: 1h }");
+        sink.open().await.unwrap();
+        assert_eq!(sink.wants_barrier_at(), None, "no file grows");
+        sink.write(&["one"]).await.unwrap();
+        flush_and_commit(&mut sink).await;
+        // Another process knows of it too.
+        sink.restart().open().await.unwrap();
+        let due = sink.wants_barrier_at().unwrap();
+        let runtime = Runtime::system();
+        let wait = due.duration_since(runtime.clock().now());
+        assert!(wait > Duration::from_mins(59) && wait <= Duration::from_hours(1), "{wait:?}");
+        runtime.sleep_until(due).await;
+        assert_eq!(texts(folder.path()), owned(&[("out-000001.txt.open", "one\n")]));
+        flush_and_commit(&mut sink).await;
+        assert_eq!(texts(folder.path()), owned(&[("out-000001.txt", "one\n")]));
+        assert_eq!(sink.wants_barrier_at(), None, "once");
+        sink.write(&["two"]).await.unwrap();
+        assert!(sink.wants_barrier_at() > Some(due), "the next one has its own time");
     }
 
     #[tokio::test]

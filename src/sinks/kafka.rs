@@ -451,6 +451,11 @@ pub(crate) mod tests {
         pub(crate) fn set_brokers(&mut self, brokers: &str) {
             self.brokers = here(brokers.to_owned());
         }
+
+        /// With settings of librdkafka.
+        pub(crate) fn set_options(&mut self, options: Options) {
+            self.options = options;
+        }
     }
 
     pub(crate) fn compiled(config: KafkaConfig) -> CompiledSink {

@@ -6,7 +6,6 @@
 //! A file is known by what it is, not by its name, and each is a partition of its own: the path under which it was found
 //! first, and a number, for under one path there are many files in the course of time.
 
-mod content;
 mod cursor;
 mod follow;
 mod identity;
@@ -275,9 +274,9 @@ mod tests {
     use proptest::prelude::*;
     use tempfile::TempDir;
 
-    use super::content::testing::{gzip, numbered, zstandard};
     use super::follow::MAX_OPEN;
     use super::*;
+    use crate::clients::packed::testing::{gzip, numbered, zstandard};
     use crate::record::{BatchBuilder, Position};
     use crate::testing::harness::{self, SourceRun, texts};
 

@@ -205,7 +205,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::clients::kafka::consumer::tests::{commit_anything, rejoin};
     use crate::clients::kafka::fixture::{
-        Process, SOON, bodies, check, draft, here, positions, pull, run, unique, write,
+        Process, SOON, bodies, check, draft, here, options, positions, pull, run, short_session, unique, write,
     };
     use crate::component::EpochRequest;
     use crate::record::{BodyFormat, Draft, Header, HeadersBuilder, Partition, Position};
@@ -222,7 +222,7 @@ pub(crate) mod tests {
             protocol: Protocol::Classic,
             tls: None,
             sasl: None,
-            options: Options::new(),
+            options: short_session(),
         }
     }
 
@@ -403,7 +403,8 @@ pub(crate) mod tests {
         let writer = Process::new("writer", false);
         let mut sink = sink_to(&writer, sink_config(&early)).await;
         write(&mut sink, &[draft("old")]).await;
-        let latest = KafkaConfig { start_at: StartAt::Latest, ..config(&group, &format!("^{prefix}-")) };
+        let mut latest = KafkaConfig { start_at: StartAt::Latest, ..config(&group, &format!("^{prefix}-")) };
+        latest.options.extend(options(&[("topic.metadata.refresh.interval.ms", 500)]));
         let (mut source, _) = process.source(&compiled(latest));
         let (cx, _requests) = run();
         let mut stream = source.stream(cx);
@@ -514,7 +515,9 @@ pub(crate) mod tests {
         for n in 0..40 {
             write(&mut sink, &[draft(&n.to_string())]).await;
         }
-        let (mut first, _) = one.source(&compiled(config(&group, &topic)));
+        // Who has more time to join again than an epoch has to close.
+        let patient = || KafkaConfig { options: Options::new(), ..config(&group, &topic) };
+        let (mut first, _) = one.source(&compiled(patient()));
         // Nobody closes an epoch here.
         let (cx, _requests) = run();
         let mut stream = first.stream(cx);
@@ -522,7 +525,7 @@ pub(crate) mod tests {
         while count < 40 {
             count += tokio::time::timeout(SOON, stream.next()).await.unwrap().unwrap().unwrap().batch.len();
         }
-        let (mut second, _) = two.source(&compiled(config(&group, &topic)));
+        let (mut second, _) = two.source(&compiled(patient()));
         let (other, _other_requests) = run();
         let mut other = second.stream(other);
         let failed = async {
@@ -547,9 +550,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_setting_that_belongs_to_the_broker_is_refused() {
-        let options = |names: &[&str]| -> Options {
-            names.iter().map(|name| ((*name).to_owned(), here(serde_json::from_str("9000").unwrap()))).collect()
-        };
+        let options = |names: &[&str]| options(&names.iter().map(|name| (*name, 9000)).collect::<Vec<_>>());
         let with = |protocol, names| KafkaConfig { protocol, options: options(names), ..config("g", "t") };
         let wrong = with(Protocol::Consumer, &["session.timeout.ms", "fetch.min.bytes"]);
         assert_eq!(problems(wrong), ["`session.timeout.ms` means nothing with `protocol: consumer`"]);

@@ -4,10 +4,17 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::store::StoreError;
+
+/// How often a folder that somebody holds is tried again by who means to stay,
+const LOOKS: u32 = 100;
+/// and how soon.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A data folder that this process holds for as long as the value lives. Two processes with one data folder would take
 /// each other's positions and identity for their own.
@@ -24,19 +31,35 @@ impl DataDir {
     /// # Errors
     /// If another process holds it, or if the disk refuses.
     pub fn take(path: &Path) -> Result<Self, StoreError> {
+        Self::try_take(path)?.ok_or_else(|| in_use(path))
+    }
+
+    /// `None` if another process holds it.
+    fn try_take(path: &Path) -> Result<Option<Self>, StoreError> {
         let failed = |error: io::Error| StoreError(format!("cannot use the data folder `{}`: {error}", path.display()));
         fs::create_dir_all(path).map_err(failed)?;
         let path = path.canonicalize().map_err(failed)?;
         let lock = OpenOptions::new().create(true).write(true).truncate(false).open(path.join("lock"));
         let lock = lock.map_err(failed)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.into(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(StoreError(format!(
-                "the data folder `{}` is in use by another process: give each process one of its own (`WEIR_DATA_DIR`)",
-                path.display()
-            ))),
+            Ok(()) => Ok(Some(Self { path: path.into(), _lock: lock })),
+            Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(failed(error)),
         }
+    }
+
+    /// As [`take`](Self::take), for who means to stay: others hold the folder for a moment only to look what is in it.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_to_stay(path: &Path) -> Result<Self, StoreError> {
+        for _ in 0..LOOKS {
+            if let Some(taken) = Self::try_take(path)? {
+                return Ok(taken);
+            }
+            thread::sleep(LOOK);
+        }
+        Self::take(path)
     }
 
     /// Where it is.
@@ -50,6 +73,14 @@ impl DataDir {
     pub fn store(&self) -> PathBuf {
         self.path.join("weir.redb")
     }
+}
+
+fn in_use(path: &Path) -> StoreError {
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    StoreError(format!(
+        "the data folder `{}` is in use by another process: give each process one of its own (`WEIR_DATA_DIR`)",
+        path.display()
+    ))
 }
 
 /// Who this process is among those that run the same pipelines: a UUID, made at the first start and kept in the data
@@ -118,5 +149,16 @@ mod tests {
         assert!(error.contains("in use by another process") && error.contains("data"), "{error}");
         drop(held);
         DataDir::take(&path).unwrap();
+    }
+
+    #[test]
+    fn who_only_looks_into_a_data_folder_keeps_nobody_out() {
+        let parent = tempfile::tempdir().unwrap();
+        let looking = DataDir::take(parent.path()).unwrap();
+        thread::scope(|scope| {
+            let stays = scope.spawn(|| DataDir::take_to_stay(parent.path()).map(drop));
+            drop(looking);
+            stays.join().unwrap().unwrap();
+        });
     }
 }

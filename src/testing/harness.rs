@@ -11,6 +11,7 @@ use futures::StreamExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::clock::Instant;
 use crate::component::node::{Kind, Node};
 use crate::component::{
     BoxSink, BoxSource, BoxTransform, BuildContext, BuiltSource, CheckContext, Clients, CompiledSink, CompiledSource,
@@ -464,6 +465,15 @@ impl SinkRun {
     /// Makes durable what was written.
     pub async fn flush(&mut self) -> Result<(), SinkError> {
         self.sink().flush().await
+    }
+
+    /// When it wants a barrier.
+    ///
+    /// # Panics
+    /// Never: it is replaced at once.
+    #[must_use]
+    pub fn wants_barrier_at(&self) -> Option<Instant> {
+        self.sink.as_ref().expect("it is replaced at once").wants_barrier_at()
     }
 
     fn sink(&mut self) -> &mut BoxSink {

@@ -93,6 +93,7 @@ impl Coordinator<'_> {
             last_barrier_sent: false,
             open_since: None,
             hurry: false,
+            wanted: false,
         };
         let longest_open = self.ledger.transaction.as_ref().and_then(|transaction| transaction.longest_open());
         loop {
@@ -152,7 +153,9 @@ impl Coordinator<'_> {
         let last = state.ending.is_some() && !state.last_barrier_sent;
         let interval_over = state.moved.0.is_some_and(|since| now >= since + self.interval);
         let hurry = state.hurry && state.moved.0.is_some();
-        if !(last || interval_over || hurry || !state.close_requests.is_empty()) {
+        // The last barrier is the last.
+        let wanted = state.wanted && state.ending.is_none();
+        if !(last || interval_over || hurry || wanted || !state.close_requests.is_empty()) {
             return Ok(());
         }
         let number = *self.next_epoch;
@@ -163,6 +166,7 @@ impl Coordinator<'_> {
         state.last_barrier_sent |= last;
         state.moved = Moved::default();
         state.hurry = false;
+        state.wanted = false;
         state.epochs.push_back(Epoch {
             number,
             opened: now,
@@ -184,6 +188,7 @@ impl Coordinator<'_> {
                 self.progress.records_wait(now);
             }
             Report::Hurry => state.hurry = true,
+            Report::Wanted => state.wanted = true,
             Report::Ended { source } => {
                 state.ended[source] = true;
                 if state.ended.iter().all(|&ended| ended) {
@@ -268,6 +273,8 @@ struct State {
     open_since: Option<Instant>,
     /// Somebody waits until all that moved is committed.
     hurry: bool,
+    /// A sink waits for a barrier.
+    wanted: bool,
 }
 
 async fn tell(source: &mpsc::Sender<Command>, command: Command) -> Result<(), Failure> {
@@ -470,6 +477,23 @@ mod tests {
         });
         assert_eq!(ended.await, Ok(RunEnd::Stopped));
         assert_eq!(committed(&bench), [BTreeMap::from([(0, 5), (1, 6)]), BTreeMap::from([(1, 9)])]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sink_that_wants_a_barrier_gets_one_though_nothing_has_moved() {
+        let mut bench = Bench::new();
+        let clock = bench.runtime.clock();
+        let ended = bench.run(async |played: &mut Played| {
+            let started = clock.now();
+            played.says(Report::Wanted).await;
+            let soon = tokio::time::timeout(Duration::from_mins(1), played.barrier());
+            let epoch = soon.await.expect("an epoch is opened");
+            assert_eq!(clock.now(), started);
+            played.closes(epoch, &[]).await;
+            let nothing = tokio::time::timeout(Duration::from_mins(1), played.told()).await;
+            assert!(nothing.is_err(), "one, and no more");
+        });
+        assert_eq!(ended.await, Ok(RunEnd::Stopped));
     }
 
     #[tokio::test(start_paused = true)]

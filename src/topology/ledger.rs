@@ -73,14 +73,16 @@ impl Ledger {
         }
     }
 
-    /// Reads what is committed in the store, for the sources that keep their positions there.
+    /// Reads what is committed in the store, for the sources that keep their positions there. It counts alone: a commit
+    /// that was taken for failed may have removed what this process remembers.
     pub(super) async fn load(&self) -> Result<(), String> {
         if self.accounts.iter().all(|account| account.keeps != KeepsPositions::Store) {
             return Ok(());
         }
         let entries = self.store.load(&self.scope).await.map_err(|error| error.to_string())?;
         for account in self.accounts.iter().filter(|account| account.keeps == KeepsPositions::Store) {
-            account.add(checkpoint::decode(&account.source, &entries)?);
+            let committed = checkpoint::decode(&account.source, &entries)?;
+            *account.committed.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(committed);
         }
         Ok(())
     }
@@ -145,5 +147,69 @@ impl Ledger {
             Ok(()) => Outcome::Committed,
             Err(error) => Outcome::Aborted(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use futures::future::BoxFuture;
+
+    use super::*;
+    use crate::delivery::{Changes, Participant};
+    use crate::record::Partition;
+    use crate::runtime::Runtime;
+    use crate::state::MemoryStore;
+
+    /// Its files cannot be renamed: that is found out when the epoch is in the store.
+    #[derive(Debug)]
+    struct Stuck;
+
+    impl Participant for Stuck {
+        fn name(&self) -> &'static str {
+            "out"
+        }
+
+        fn changes(&self) -> Changes {
+            Changes::new()
+        }
+
+        fn committed(&self) -> BoxFuture<'_, Result<(), String>> {
+            Box::pin(async { Err("the disk is full".to_owned()) })
+        }
+
+        fn recover(&self, _: BTreeMap<String, Vec<u8>>) -> BoxFuture<'_, Result<(), String>> {
+            Box::pin(async { Ok(()) })
+        }
+    }
+
+    fn positions(of: &[(&str, Position)]) -> Positions {
+        let partition = |topic: &str| Partition { source: "in".into(), topic: topic.into(), number: 0 };
+        of.iter().map(|(topic, position)| (partition(topic), *position)).collect()
+    }
+
+    #[tokio::test]
+    async fn what_the_store_has_forgotten_is_forgotten_also_if_nobody_heard_of_the_commit() {
+        let (store, participants): (Arc<dyn Store>, Arc<Participants>) = (Arc::new(MemoryStore::new()), Arc::default());
+        let account =
+            Account { source: "in".into(), keeps: KeepsPositions::Store, own: None, committed: Mutex::default() };
+        let local = LocalTransaction::new("p", Arc::clone(&store), Arc::clone(&participants), Runtime::system());
+        let ledger = Ledger {
+            scope: checkpoint::scope("p"),
+            accounts: vec![account],
+            store,
+            transaction: None,
+            participants: Arc::clone(&participants),
+            local: Arc::new(local),
+        };
+        let both = positions(&[("gone.log", Position(7)), ("here.log", Position(5))]);
+        assert_eq!(ledger.commit(1, vec![both.clone()]).await, Outcome::Committed);
+        assert_eq!(*ledger.accounts[0].committed(), both);
+        participants.join(Arc::new(Stuck));
+        let next = positions(&[("gone.log", Position::FORGOTTEN), ("here.log", Position(9))]);
+        assert!(matches!(ledger.commit(2, vec![next]).await, Outcome::Aborted(_)));
+        ledger.load().await.unwrap();
+        assert_eq!(*ledger.accounts[0].committed(), positions(&[("here.log", Position(9))]));
     }
 }

@@ -13,6 +13,8 @@ pub(super) enum Report {
     Moved,
     /// A source holds back records until all that moved is committed: the epoch is to close at once.
     Hurry,
+    /// A sink has something to do at a barrier, also if nothing has moved.
+    Wanted,
     /// A finite source has been read to its end.
     Ended { source: usize },
     /// A source has put the barrier behind the last batch it pulled.

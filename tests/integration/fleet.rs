@@ -48,6 +48,20 @@ impl Fleet {
         self.homes[number].start_with("etl.yaml", &[("WEIR_INSTANCE", &format!("{}-{other}", self.name))])
     }
 
+    /// Starts the process of a home, and tells how long it took from there until its first records were committed.
+    pub(crate) fn start_moving(&self, number: usize) -> (Weir, Duration) {
+        let deadline = Deadline::within(SOON);
+        let mut weir = self.start(number);
+        let pipeline = [("pipeline", self.name.as_str())];
+        wait_until("the first commit of a process", SOON, || {
+            weir.must_run();
+            let written = self.written(&weir).is_some_and(|records| records > 0.0);
+            // No epoch is opened in which nothing moved.
+            written && weir.metric("weir_epoch_duration_seconds_count", &pipeline).is_some_and(|epochs| epochs > 0.0)
+        });
+        (weir, SOON.saturating_sub(deadline.left()))
+    }
+
     /// How many records this process's sink was given; `None` if it does not answer.
     fn written(&self, weir: &Weir) -> Option<f64> {
         let labels = [("pipeline", self.name.as_str()), ("component", "totals")];

@@ -1,33 +1,34 @@
 //! The dead letters of a pipeline, wherever its dead letter put them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::progress::Names;
 use crate::clients::kafka::letters::LetterTopic;
-use crate::clients::letters::file::LetterFile;
-use crate::clients::letters::replay::{Replay, Selection};
+use crate::clients::letters::files::{LetterFiles, LetterPaths};
+use crate::clients::letters::replay::{Replay, Selection, StoredBy};
 use crate::clients::letters::{Keeper, Place, Visit};
 use crate::clock::Clock;
 use crate::component::{CheckContext, CompiledSource, Span};
-use crate::delivery::{Letter, NotALetter};
+use crate::delivery::{Letter, NotALetter, checkpoint};
 use crate::expr::Schema;
 use crate::plan::{Plan, letters_of};
+use crate::state::Entries;
 
 /// The dead letters of a pipeline.
 #[derive(Debug, Clone)]
 pub(super) enum Archive {
     Topic(LetterTopic),
-    File(LetterFile),
+    Files(LetterFiles),
 }
 
 impl Archive {
-    /// Where a pipeline's dead letters are.
+    /// Where a pipeline's dead letters are. `stored` is what the store has of the pipeline, as far as it can be read now.
     ///
     /// # Errors
     /// If it has none, or none that can be read again.
-    pub(super) fn of(plan: &Plan) -> Result<Self, String> {
+    pub(super) fn of(plan: &Plan, stored: Option<&Entries>) -> Result<Self, String> {
         let place = format!("{}: pipeline `{}`", plan.file.display(), plan.name);
         let (Some(stage), Some(config)) = (&plan.dead_letter, &plan.declared.dead_letter) else {
             return Err(format!(
@@ -36,7 +37,10 @@ impl Archive {
         };
         let opened = match stage.kind {
             "kafka" => LetterTopic::of(config).map(Self::Topic),
-            "file" => LetterFile::of(config).map(Self::File),
+            "file" => LetterPaths::of(config).and_then(|paths| {
+                let of_sink = stored.map(|entries| checkpoint::participant_entries(&stage.name, entries));
+                paths.find(&of_sink.unwrap_or_default()).map(Self::Files)
+            }),
             kind => Err(format!("what was written to `{kind}` cannot be read again; `kafka` and `file` can")),
         };
         opened.map_err(|why| format!("{place}: its dead letters cannot be read: {why}"))
@@ -45,7 +49,7 @@ impl Archive {
     pub(super) fn keeper(&self) -> Keeper {
         match self {
             Self::Topic(topic) => topic.keeper(),
-            Self::File(file) => file.keeper(),
+            Self::Files(files) => files.keeper(),
         }
     }
 
@@ -53,7 +57,7 @@ impl Archive {
     pub(super) fn scan(&self, clock: Clock, visit: &mut Visit<'_>) -> Result<(), String> {
         match self {
             Self::Topic(topic) => topic.scan(clock, visit),
-            Self::File(file) => file.scan(0, visit),
+            Self::Files(files) => files.scan(visit),
         }
     }
 
@@ -69,7 +73,7 @@ impl Archive {
         };
         match self {
             Self::Topic(topic) => topic.scan_from(wanted, clock, &mut visit)?,
-            Self::File(file) => file.scan(wanted.offset, &mut visit)?,
+            Self::Files(files) => files.scan_from(wanted, &mut visit)?,
         }
         Ok(found)
     }
@@ -77,7 +81,7 @@ impl Archive {
     /// A source of the chosen letters of a stage. `once` names the choice, if it is not simply the next ones.
     pub(super) fn source(&self, names: &Names, replay: Chosen<'_>) -> Result<CompiledSource, String> {
         let Chosen { stage, once, selection, decoded_by } = replay;
-        let (all, topic) = match self {
+        let (all, stored) = match self {
             Self::Topic(topic) => {
                 let group = names.group(stage, once);
                 let spec = crate::sources::SOURCES.iter().find(|spec| spec.name == "kafka");
@@ -87,14 +91,21 @@ impl Archive {
                     let problems = cx.problems.iter().map(|problem| problem.message.as_str());
                     format!("the topic cannot be read: {}", problems.collect::<Vec<_>>().join("; "))
                 })?;
-                (compiled, topic.name().to_owned())
+                (compiled, StoredBy::Topic(topic.name().into()))
             }
-            Self::File(file) => {
-                let topic = Names::topic(&file.identity()?, once);
-                (file.source(&topic), topic)
+            Self::Files(files) => {
+                let chosen: BTreeSet<i32> = selection.partitions().collect();
+                let identities = files.identities()?.into_iter().filter(|(_, number)| chosen.contains(number));
+                let topic = |(identity, number): (String, i32)| {
+                    // Within its file, a choice is one of the first and only partition.
+                    let once = once.is_some().then(|| self::once(&selection.of(number)));
+                    (Names::topic(&identity, once.as_deref()).into(), number)
+                };
+                let topics: Arc<BTreeMap<Arc<str>, i32>> = Arc::new(identities.map(topic).collect());
+                (files.source(&topics), StoredBy::Files(topics))
             }
         };
-        let replay = Replay { keeper: self.keeper(), stage: stage.into(), topic: topic.into(), selection, decoded_by };
+        let replay = Replay { keeper: self.keeper(), stage: stage.into(), stored, selection, decoded_by };
         Ok(replay.source(all))
     }
 }

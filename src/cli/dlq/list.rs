@@ -3,18 +3,17 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use super::progress::{Names, Progress};
 use super::shown::one_line;
-use super::{Format, Opened, Stop, archive::Archive, counted, told};
+use super::{Format, Opened, Stop, archive::Archive, counted, stored, told};
 use crate::clients::letters::Place;
 use crate::component::HumanDuration;
 use crate::delivery::{Letter, NotALetter};
 use crate::runtime::Runtime;
-use crate::state::{DataDir, DiskStore, Store};
+use crate::state::Store;
 
 /// Errors that are counted apart; more are counted together.
 const MOST_ERRORS: usize = 10_000;
@@ -71,31 +70,13 @@ pub(super) fn progress(opened: &Opened) -> Result<Option<Progress>, Stop> {
     let names = Names::of(&opened.plan.name);
     let found = match &opened.archive {
         Archive::Topic(topic) => {
-            let held = held(&opened.own_folder())?;
+            let held = stored::held(&opened.own_folder())?;
             let store = held.as_ref().map(|(_, store)| store as &dyn Store);
             tokio.block_on(Progress::of_topic(topic, &names, store)).map(Some)
         }
-        // Nothing was ever replayed.
-        Archive::File(_) if !opened.settings.data_dir.join(STORE).exists() => Ok(Some(Progress::default())),
-        Archive::File(file) => match held(&opened.settings.data_dir)? {
-            None => Ok(None),
-            Some((_dir, store)) => tokio.block_on(Progress::of_store(&store, &names, file)).map(Some),
-        },
+        Archive::Files(files) => opened.stored.as_ref().map(|stored| Progress::of_files(files, stored)).transpose(),
     };
     found.map_err(Stop::failed)
-}
-
-/// The file of a data folder's store.
-const STORE: &str = "weir.redb";
-
-/// The store of a folder, if there is one and nobody else holds it. No folder is made for looking.
-fn held(folder: &Path) -> Result<Option<(DataDir, DiskStore)>, Stop> {
-    if !folder.join(STORE).exists() {
-        return Ok(None);
-    }
-    let Ok(dir) = DataDir::take(folder) else { return Ok(None) };
-    let store = DiskStore::open(&dir.store()).map_err(|error| Stop::failed(error.to_string()))?;
-    Ok(Some((dir, store)))
 }
 
 /// Whether a letter was replayed, in a word.
@@ -186,10 +167,11 @@ impl Printer<'_> {
 
     fn row(&mut self, cells: [&str; 7]) -> io::Result<()> {
         let stages = self.opened.plan.stages().map(str::len).max().unwrap_or(0).max("STAGE".len());
+        let places = self.opened.archive.keeper().width() + 10;
         let [place, time, stage, attempt, replayed, from, error] = cells;
         writeln!(
             self.out,
-            "{place:<10}  {time:<24}  {stage:<stages$}  {attempt:>3}  {replayed:<8}  {from:<20}  {error}"
+            "{place:<places$}  {time:<24}  {stage:<stages$}  {attempt:>3}  {replayed:<8}  {from:<20}  {error}"
         )
     }
 

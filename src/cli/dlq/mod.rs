@@ -6,6 +6,7 @@ mod progress;
 mod replay;
 mod show;
 mod shown;
+mod stored;
 
 use std::io::{self, stdout};
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use super::load::load_plans;
 use super::{FAILED, INVALID, printed};
 use crate::config::Settings;
 use crate::plan::Plan;
+use crate::state::Entries;
 
 /// What may be done with dead letters.
 #[derive(Debug, Subcommand)]
@@ -46,7 +48,8 @@ pub(super) enum Command {
     Show {
         #[command(flatten)]
         which: Which,
-        /// Where the letter stands: PARTITION/OFFSET in a topic, the number of the line in a file
+        /// Where the letter stands: PARTITION/OFFSET in a topic, the number of the line in a file, in one of
+        /// several with the name of the file before it, as `list` shows it
         place: String,
         /// Write only the body, byte by byte
         #[arg(long)]
@@ -121,6 +124,8 @@ struct Opened {
     plan: Plan,
     archive: Archive,
     settings: Settings,
+    /// What the daemon's store has of the pipeline, where letters are in files; `None` while somebody else holds it.
+    stored: Option<Entries>,
 }
 
 impl Opened {
@@ -135,8 +140,10 @@ impl Which {
         let settings =
             Settings::load(self.config.as_deref()).map_err(|mistakes| Stop::invalid(mistakes.to_string()))?;
         let plan = self.plan(&self.file)?;
-        let archive = Archive::of(&plan).map_err(Stop::invalid)?;
-        Ok(Opened { plan, archive, settings })
+        let in_files = plan.dead_letter.as_ref().is_some_and(|sink| sink.kind == "file");
+        let stored = if in_files { stored::of_pipeline(&settings.data_dir, &plan.name)? } else { None };
+        let archive = Archive::of(&plan, stored.as_ref()).map_err(Stop::invalid)?;
+        Ok(Opened { plan, archive, settings, stored })
     }
 
     /// The pipeline that is meant, of any file.

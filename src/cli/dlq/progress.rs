@@ -1,7 +1,7 @@
 //! Which letters were replayed.
 //!
 //! A replay commits how far it came together with what it delivered: in a consumer group of its own for a topic, in the
-//! store for a file. Brokers forget groups that nobody uses, after a week by default, so what they told is also kept in the
+//! store for files. Brokers forget groups that nobody uses, after a week by default, so what they told is also kept in the
 //! replay's own folder. Letters of a stage that are replayed in their order need one position for each partition. Letters
 //! that a person names one by one do not wait for those before them: such a choice has a group, or an entry, of its own,
 //! whose name lists the places.
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::clients::kafka::letters::LetterTopic;
 use crate::clients::letters::Place;
-use crate::clients::letters::file::LetterFile;
+use crate::clients::letters::files::LetterFiles;
 use crate::delivery::{Positions, checkpoint};
 use crate::plan::letters_of;
 use crate::record::{Partition, Position};
@@ -100,51 +100,53 @@ impl Progress {
         for (partition, position) in &positions {
             let Some(rest) = partition.source.strip_prefix(&names.prefix()) else { continue };
             let (stage, once) = rest.split_once('.').map_or((rest, None), |(stage, once)| (stage, Some(once)));
-            progress.add(stage, once, [(partition.number, position.0)]);
+            match once {
+                None => progress.add_all(stage, partition.number, position.0),
+                Some(once) => {
+                    let of_partition = places_of(once).into_iter().filter(|place| place.partition == partition.number);
+                    progress.add_chosen(stage, of_partition, position.0);
+                }
+            }
         }
         Ok(progress)
     }
 
-    /// Of the letters in a file.
+    /// Of the letters in files, by what the store has of the pipeline.
     ///
     /// # Errors
-    /// If the file or the store cannot be read.
-    pub(super) async fn of_store(store: &dyn Store, names: &Names, file: &LetterFile) -> Result<Self, String> {
-        let entries = store.load(&checkpoint::scope(&names.pipeline)).await.map_err(|error| error.to_string())?;
-        Self::of_entries(&entries, &file.identity()?)
+    /// If a file cannot be read, or an entry is damaged.
+    pub(super) fn of_files(files: &LetterFiles, stored: &Entries) -> Result<Self, String> {
+        Self::of_entries(stored, &files.identities()?)
     }
 
-    /// Of the letters in a file, by what the store has of the pipeline.
-    ///
-    /// # Errors
-    /// If an entry is damaged.
-    fn of_entries(entries: &Entries, identity: &str) -> Result<Self, String> {
+    /// Of the letters in files of these identities.
+    fn of_entries(entries: &Entries, identities: &BTreeMap<String, i32>) -> Result<Self, String> {
         let suffix = letters_of("");
         let mut progress = Self::default();
         for (partition, position) in checkpoint::decode_of(entries, |source| source.ends_with(&*suffix))? {
-            let Some(rest) = partition.topic.strip_prefix(identity) else { continue };
-            let once = rest.strip_prefix(CHOICE);
-            if rest.is_empty() || once.is_some() {
-                let stage = partition.source.strip_suffix(&*suffix).unwrap_or_default();
-                progress.add(stage, once, [(partition.number, position.0)]);
+            let stage = partition.source.strip_suffix(&*suffix).unwrap_or_default();
+            let topic = &*partition.topic;
+            if let Some(number) = identities.get(topic) {
+                progress.add_all(stage, *number, position.0);
+            } else if let Some((identity, once)) = topic.rsplit_once(CHOICE)
+                && let Some(number) = identities.get(identity)
+            {
+                let of_file = places_of(once).into_iter().filter(|place| place.partition == 0);
+                progress.add_chosen(stage, of_file.map(|place| Place { partition: *number, ..place }), position.0);
             }
         }
         Ok(progress)
     }
 
-    fn add(&mut self, stage: &str, once: Option<&str>, positions: impl IntoIterator<Item = (i32, i64)>) {
-        let chosen = once.map(places_of);
-        for (partition, position) in positions {
-            match &chosen {
-                Some(places) => {
-                    let done = places.iter().filter(|place| place.partition == partition && place.offset < position);
-                    self.chosen.entry(stage.to_owned()).or_default().extend(done);
-                }
-                None => {
-                    self.before.insert((stage.to_owned(), partition), position);
-                }
-            }
-        }
+    /// All letters of a partition that stand before a position.
+    fn add_all(&mut self, stage: &str, partition: i32, position: i64) {
+        self.before.insert((stage.to_owned(), partition), position);
+    }
+
+    /// The letters of a partition that were chosen one by one, as far as they stand before a position.
+    fn add_chosen(&mut self, stage: &str, places: impl IntoIterator<Item = Place>, position: i64) {
+        let done = places.into_iter().filter(|place| place.offset < position);
+        self.chosen.entry(stage.to_owned()).or_default().extend(done);
     }
 
     /// Whether the letter at a place was replayed into the stage that refused it.
@@ -192,8 +194,8 @@ mod tests {
     #[test]
     fn letters_before_the_position_and_those_chosen_are_replayed() {
         let mut progress = Progress::default();
-        progress.add("priced", None, [(0, 5)]);
-        progress.add("priced", Some("0-17_0-21_1-3"), [(0, 18)]);
+        progress.add_all("priced", 0, 5);
+        progress.add_chosen("priced", places_of("0-17_0-21"), 18);
         assert!(progress.has("priced", place(0, 4)) && !progress.has("priced", place(0, 5)));
         assert!(progress.has("priced", place(0, 17)));
         // The replay was killed before it came so far.
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_store_tells_of_this_file_and_no_other() {
+    fn the_store_tells_of_these_files_and_no_others() {
         let at = |source: &str, topic: &str, position| {
             (Partition { source: Arc::from(source), topic: Arc::from(topic), number: 0 }, Position(position))
         };
@@ -210,13 +212,16 @@ mod tests {
             at("priced.letters", &Names::topic("dead#aa", None), 2),
             at("priced.letters", &Names::topic("dead#aa", Some("0-7")), 8),
             at("priced.letters", &Names::topic("dead#bb", None), 100),
+            at("priced.letters", &Names::topic("dead-2#cc", None), 1),
+            at("priced.letters", &Names::topic("dead-2#cc", Some("0-3_0-4_1-5")), 100),
             at("priced", "dead#aa", 100),
         ]
         .into();
         let entries: Entries =
             checkpoint::encode(&positions).into_iter().map(|(key, value)| (key, value.unwrap())).collect();
-        let progress = Progress::of_entries(&entries, "dead#aa").unwrap();
-        let done: Vec<i64> = (0..10).filter(|line| progress.has("priced", place(0, *line))).collect();
-        assert_eq!(done, [0, 1, 7]);
+        let identities = BTreeMap::from([("dead#aa".to_owned(), 0), ("dead-2#cc".to_owned(), 1)]);
+        let progress = Progress::of_entries(&entries, &identities).unwrap();
+        let done = |file| (0..10).filter(|line| progress.has("priced", place(file, *line))).collect::<Vec<i64>>();
+        assert_eq!((done(0), done(1)), (vec![0, 1, 7], vec![0, 3, 4]));
     }
 }

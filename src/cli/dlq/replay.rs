@@ -18,12 +18,12 @@ use crate::cli::run::Signals;
 use crate::cli::{FAILED, FINE};
 use crate::clients::letters::Place;
 use crate::clients::letters::replay::{Selection, is_json};
-use crate::delivery::Letter;
+use crate::delivery::{Letter, checkpoint};
 use crate::observe::{Metrics, StatusBoard, logs};
 use crate::plan::Plan;
 use crate::record::BodyFormat;
 use crate::runtime::Runtime;
-use crate::state::{DataDir, DiskStore, instance_id};
+use crate::state::{DataDir, DiskStore, Store, instance_id};
 use crate::topology::{self, Host, PipelineEnd};
 
 /// So many letters can be named one by one: the name of their consumer group lists them.
@@ -200,10 +200,10 @@ impl Data {
     /// or records go to one, the daemon's own store knows how far that file is written, so its folder must be free.
     fn open(opened: &Opened, plan: &Plan) -> Result<Self, Stop> {
         let settings = &opened.settings;
-        let in_file = matches!(opened.archive, Archive::File(_));
+        let in_file = matches!(opened.archive, Archive::Files(_));
         let to_file = plan.sinks.iter().chain(&plan.dead_letter).any(|sink| sink.kind == "file");
         let take = |path: &Path, next: &str| {
-            let dir = DataDir::take(path).map_err(|error| Stop::failed(format!("{error}; {next}")))?;
+            let dir = DataDir::take_to_stay(path).map_err(|error| Stop::failed(format!("{error}; {next}")))?;
             let store = DiskStore::open(&dir.store()).map_err(|error| Stop::failed(error.to_string()))?;
             Ok::<_, Stop>((dir, Arc::new(store)))
         };
@@ -228,7 +228,11 @@ impl Data {
                 let own = self.own.as_ref().map_or(&self.store, |(_, store)| store);
                 Progress::of_topic(topic, names, Some(&**own)).await
             }
-            Archive::File(file) => Progress::of_store(&*self.store, names, file).await,
+            Archive::Files(files) => {
+                let scope = checkpoint::scope(&opened.plan.name);
+                let entries = self.store.load(&scope).await.map_err(|error| Stop::failed(error.to_string()))?;
+                Progress::of_files(files, &entries)
+            }
         };
         progress.map_err(Stop::failed)
     }

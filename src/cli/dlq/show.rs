@@ -28,13 +28,9 @@ pub(super) fn show(opened: &Opened, place: &str, raw: bool, out: &mut dyn Write)
 /// A place that was written for this pipeline's dead letter.
 pub(super) fn parsed(opened: &Opened, text: &str) -> Result<Place, Stop> {
     let keeper = opened.archive.keeper();
-    keeper.place(text).ok_or_else(|| {
-        let expected = match keeper {
-            crate::clients::letters::Keeper::Topic(_) => "PARTITION/OFFSET, such as `0/17`",
-            crate::clients::letters::Keeper::File(_) => "the number of a line, such as `17`",
-        };
-        Stop::invalid(format!("`{text}` is no place of a letter: expected {expected}"))
-    })
+    keeper
+        .place(text)
+        .ok_or_else(|| Stop::invalid(format!("`{text}` is no place of a letter: expected {}", keeper.expected())))
 }
 
 fn write(place: &str, letter: &Letter, replayed: &str, out: &mut dyn Write) -> io::Result<()> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
+use super::config::Options;
 use crate::component::{
     BoxSink, BoxSource, BuildContext, CheckContext, Clients, CompiledSink, CompiledSource, EpochRequest, EpochRequests,
     Pulled, SourceContext, SourceError, Span, Spanned,
@@ -34,6 +35,17 @@ pub(crate) fn here<T>(value: T) -> Spanned<T> {
 
 pub(crate) fn check() -> CheckContext {
     CheckContext::new("stage", Span::default(), Schema::default())
+}
+
+/// Settings of librdkafka, in milliseconds.
+pub(crate) fn options(millis: &[(&str, u32)]) -> Options {
+    let value = |millis: u32| here(serde_json::from_str(&millis.to_string()).unwrap());
+    millis.iter().map(|(name, millis)| ((*name).to_owned(), value(*millis))).collect()
+}
+
+/// A session that the embedded cluster does not wait for long: in each rebalance it waits for all of it but a second.
+pub(crate) fn short_session() -> Options {
+    options(&[("session.timeout.ms", 4000), ("heartbeat.interval.ms", 300)])
 }
 
 /// A process that runs a pipeline.

@@ -603,8 +603,9 @@ mod tests {
 
     use super::*;
     use crate::clients::kafka::assignment::BEGINNING;
+    use crate::clients::kafka::config::Options;
     use crate::clients::kafka::consumer::tests::{commit_unnoticed, noted};
-    use crate::clients::kafka::fixture::{Process, bodies, draft, positions, pull, run, unique, write};
+    use crate::clients::kafka::fixture::{Process, bodies, draft, options, positions, pull, run, unique, write};
     use crate::clients::kafka::raw::MockBroker;
     use crate::component::{BoxSink, BoxSource, Pulled};
     use crate::record::Partition;
@@ -623,6 +624,11 @@ mod tests {
 
     impl Pipeline {
         async fn start(records: usize) -> Self {
+            Self::start_with(records, Options::new()).await
+        }
+
+        /// With settings of the sink's client.
+        async fn start_with(records: usize, options: Options) -> Self {
             let broker = MockBroker::start().unwrap();
             broker.create_topic("in", 1);
             broker.create_topic("out", 1);
@@ -638,6 +644,7 @@ mod tests {
             let (source, _) = process.source(&sources::compiled(config));
             let mut config = sinks::config("out");
             config.set_brokers(&broker.address());
+            config.set_options(options);
             let sink = process.sink(&sinks::compiled(config));
             let transaction = process.clients.transaction().unwrap();
             Self { broker, process, source, sink, transaction }
@@ -767,7 +774,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn rule_10_a_transaction_that_nobody_ends_is_aborted_in_time() {
-        let mut pipeline = Pipeline::start(10).await;
+        let mut pipeline = Pipeline::start_with(10, options(&[("transaction.timeout.ms", 4000)])).await;
         let pulled = pipeline.run(10).await;
         let limit = pipeline.transaction.longest_open().unwrap() * 2;
         let why = tokio::time::timeout(limit, async {

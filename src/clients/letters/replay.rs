@@ -19,6 +19,16 @@ use crate::record::{Batch, BatchBuilder, BodyFormat, Draft, Partition, Position,
 pub(crate) struct Selection(BTreeMap<i32, BTreeSet<i64>>);
 
 impl Selection {
+    /// Only what is of one partition, as if it were the first.
+    pub(crate) fn of(&self, partition: i32) -> Self {
+        Self(self.0.get(&partition).map(|offsets| (0, offsets.clone())).into_iter().collect())
+    }
+
+    /// The partitions that something was chosen of.
+    pub(crate) fn partitions(&self) -> impl Iterator<Item = i32> {
+        self.0.keys().copied()
+    }
+
     pub(crate) fn add(&mut self, Place { partition, offset }: Place) {
         self.0.entry(partition).or_default().insert(offset);
     }
@@ -39,15 +49,32 @@ impl Selection {
         self.0.iter().flat_map(of)
     }
 
-    /// The last letter of each partition, where it is not behind what was committed of this topic.
-    fn ends(&self, topic: &str, committed: &Positions) -> BTreeMap<i32, i64> {
-        let done = |number: i32| {
-            let mut of_topic =
-                committed.iter().filter(|(partition, _)| &*partition.topic == topic && partition.number == number);
-            of_topic.next().map_or(0, |(_, position)| position.0)
-        };
+    /// The last letter of each partition, where it is not behind what was committed.
+    fn ends(&self, stored: &StoredBy, committed: &Positions) -> BTreeMap<i32, i64> {
+        let position = |(partition, position): (&Partition, &Position)| Some((stored.number(partition)?, position.0));
+        let done: BTreeMap<i32, i64> = committed.iter().filter_map(position).collect();
         let last = |(&number, offsets): (&i32, &BTreeSet<i64>)| Some((number, *offsets.last()?));
-        self.0.iter().filter_map(last).filter(|(number, last)| *last >= done(*number)).collect()
+        let is_left = |(number, last): &(i32, i64)| *last >= done.get(number).copied().unwrap_or(0);
+        self.0.iter().filter_map(last).filter(is_left).collect()
+    }
+}
+
+/// What the positions of letters are stored by.
+#[derive(Debug, Clone)]
+pub(crate) enum StoredBy {
+    /// The topic that they are in.
+    Topic(Arc<str>),
+    /// A name for each file; the number is that of its letters' places.
+    Files(Arc<BTreeMap<Arc<str>, i32>>),
+}
+
+impl StoredBy {
+    /// The number of a partition in the places of letters.
+    fn number(&self, partition: &Partition) -> Option<i32> {
+        match self {
+            Self::Topic(topic) => (*topic == partition.topic).then_some(partition.number),
+            Self::Files(names) => names.get(&partition.topic).copied(),
+        }
     }
 }
 
@@ -57,8 +84,7 @@ pub(crate) struct Replay {
     pub(crate) keeper: Keeper,
     /// The stage that refused them.
     pub(crate) stage: Arc<str>,
-    /// What positions are stored by.
-    pub(crate) topic: Arc<str>,
+    pub(crate) stored: StoredBy,
     pub(crate) selection: Arc<Selection>,
     /// How the stage decodes what it reads, if it is a source: its letters are records that were not decoded yet.
     pub(crate) decoded_by: Option<Codec>,
@@ -87,7 +113,7 @@ impl Replay {
                 let body = (record.format != BodyFormat::Absent).then(|| batch.body(record));
                 Letter::from_headers(body, batch.key(record), batch.headers(record), record.timestamp)
             }
-            Keeper::File(_) => Letter::from_json(batch.body(record)),
+            Keeper::File(_) | Keeper::Files { .. } => Letter::from_json(batch.body(record)),
         }
     }
 
@@ -96,8 +122,9 @@ impl Replay {
         let batch = &pulled.batch;
         let read_from = batch.origin();
         let mut letters = Vec::new();
+        let Some(partition) = self.stored.number(read_from) else { return Ok(Vec::new()) };
         for record in batch.records() {
-            let place = Place { partition: read_from.number, offset: record.offset };
+            let place = Place { partition, offset: record.offset };
             if self.selection.has(place) {
                 // What a crash left uncommitted may have been cut off since, and another letter stand in its place.
                 let chosen = self.read(batch, record).ok().filter(|letter| letter.stage == *self.stage);
@@ -166,15 +193,15 @@ struct ReplaySource {
 impl Source for ReplaySource {
     fn stream(&mut self, cx: SourceContext) -> BoxStream<'_, Result<Pulled, SourceError>> {
         let Self { replay, all } = self;
-        let mut ends = replay.selection.ends(&replay.topic, &cx.committed);
+        let mut ends = replay.selection.ends(&replay.stored, &cx.committed);
         Box::pin(try_stream! {
             if !ends.is_empty() {
                 let mut letters = all.stream(cx);
                 while !ends.is_empty() && let Some(pulled) = letters.next().await {
                     let pulled = pulled?;
-                    for record in pulled.batch.records() {
-                        let number = pulled.batch.origin().number;
-                        if ends.get(&number).is_some_and(|end| *end <= record.offset) {
+                    if let Some(number) = replay.stored.number(pulled.batch.origin()) {
+                        let is_last = |record: &Record| ends.get(&number).is_some_and(|end| *end <= record.offset);
+                        if pulled.batch.records().iter().any(is_last) {
                             ends.remove(&number);
                         }
                     }

@@ -11,14 +11,15 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::claim::Claim;
 use super::compress::Compression;
 use super::disk::{Name, OnDisk, cannot, create_folder, folder, sync_folder};
-use super::entry::{self, Entry};
 use super::known::{Known, Standing};
-use super::names;
-use super::pattern::{Paths, Pattern};
+use crate::clients::files::entry::{self, Entry};
+use crate::clients::files::names;
+use crate::clients::files::pattern::{Paths, Pattern};
 use crate::clients::lines;
 use crate::clock::Clock;
 use crate::codecs::Codec;
@@ -66,6 +67,8 @@ pub(super) struct Files {
     pub(super) growing: BTreeMap<Arc<str>, Arc<str>>,
     /// The number that the last rotated file got.
     pub(super) number: u64,
+    /// Files of an earlier config are finished, and no barrier has said so yet.
+    pub(super) leaves_finished: bool,
     /// Folders with new names in them.
     unsynced: BTreeSet<PathBuf>,
     /// Final paths of files that have them by now: the store need not know them any more.
@@ -105,6 +108,7 @@ impl Files {
             known: BTreeMap::new(),
             growing: BTreeMap::new(),
             number: 0,
+            leaves_finished: false,
             unsynced: BTreeSet::new(),
             renamed: Vec::new(),
             refused: None,
@@ -118,6 +122,7 @@ impl Files {
         self.known.clear();
         self.growing.clear();
         self.number = 0;
+        self.leaves_finished = false;
         self.unsynced.clear();
         self.renamed.clear();
         self.refused = None;
@@ -420,6 +425,7 @@ impl Files {
         if self.settings.rotation.is_none() {
             self.notice_renames(&changed)?;
         }
+        self.leaves_finished = false;
         Ok(self.barrier(&changed))
     }
 
@@ -454,6 +460,17 @@ impl Files {
             }
         }
         Ok(())
+    }
+
+    /// How soon a file is to be finished by a barrier, if no record brings one about.
+    pub(super) fn due_in(&self) -> Option<Duration> {
+        if self.leaves_finished {
+            return Some(Duration::ZERO);
+        }
+        let after_ms = self.settings.rotation?.after_ms?;
+        let begun = self.growing.values().filter_map(|file| self.known.get(file)?.entry.begun).min()?;
+        let left_ms = begun.saturating_add(after_ms).saturating_sub(self.now_ms());
+        Some(Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)))
     }
 
     /// Finishes all files that grow: nothing will be written any more.

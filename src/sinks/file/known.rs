@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::disk::{OnDisk, cannot};
-use super::entry::{self, Entry};
 use super::files::Rotation;
+use crate::clients::files::entry::{self, Entry};
 use crate::component::SinkError;
 
 /// Whose a file is.

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::disk::{OnDisk, cannot};
-use super::entry::{self, Entry};
 use super::files::{Files, NUMBER, rename};
 use super::known::{Known, Standing};
-use super::names;
+use crate::clients::files::entry::{self, Entry};
+use crate::clients::files::names;
 use crate::component::SinkError;
 use crate::delivery::Changes;
 
@@ -52,10 +52,14 @@ impl Files {
     /// A rotated file grows on. It is finished if the config has another path by now, or does not rotate any more.
     fn go_on(&mut self, file: &Arc<str>, known: &mut Known) {
         let pattern = &self.settings.pattern;
-        let base = names::base(file).filter(|base| !pattern.is_plain() || base == pattern.text());
-        match base.filter(|base| self.settings.rotation.is_some() && !self.growing.contains_key(base.as_str())) {
-            Some(base) => drop(self.growing.insert(base.into(), Arc::clone(file))),
-            None => known.finish(),
+        let base = names::parted(file).map(|(base, _)| base);
+        let base = base.filter(|base| !pattern.is_plain() || base == pattern.text());
+        let base = base.filter(|base| self.settings.rotation.is_some() && !self.growing.contains_key(base.as_str()));
+        if let Some(base) = base {
+            self.growing.insert(base.into(), Arc::clone(file));
+        } else {
+            known.finish();
+            self.leaves_finished = true;
         }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::future::BoxFuture;
 
 use super::files::{Barrier, Files, Staged};
+use crate::clock::Instant;
 use crate::component::{Settled, SinkError};
 use crate::delivery::{Changes, OwnEntries, Participant};
 use crate::record::Batch;
@@ -21,6 +22,8 @@ pub(super) struct Shared {
     working: Mutex<Working>,
     /// Locked for a moment only.
     barriers: Mutex<Barriers>,
+    /// When a file is to be finished, as of the last work. Locked for a moment only.
+    due: Mutex<Option<Instant>>,
 }
 
 struct Working {
@@ -54,7 +57,7 @@ impl fmt::Debug for Shared {
 impl Shared {
     pub(super) fn new(name: Arc<str>, runtime: Runtime, entries: OwnEntries, files: Files) -> Self {
         let working = Mutex::new(Working { run: 0, files });
-        Self { name, runtime, entries, working, barriers: Mutex::default() }
+        Self { name, runtime, entries, working, barriers: Mutex::default(), due: Mutex::default() }
     }
 
     fn working(&self) -> MutexGuard<'_, Working> {
@@ -63,6 +66,11 @@ impl Shared {
 
     fn barriers(&self) -> MutexGuard<'_, Barriers> {
         self.barriers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a file is to be finished, whether a record comes or not.
+    pub(super) fn due(&self) -> Option<Instant> {
+        *self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The run that work may be done for.
@@ -80,7 +88,10 @@ impl Shared {
         let checked = move || {
             let mut working = shared.working();
             if working.run == run {
-                work(&mut working.files)
+                let outcome = work(&mut working.files);
+                let due = working.files.due_in().map(|wait| shared.runtime.clock().now() + wait);
+                *shared.due.lock().unwrap_or_else(PoisonError::into_inner) = due;
+                outcome
             } else {
                 Err(SinkError::Rewind("a later run has begun".to_owned()))
             }

@@ -7,9 +7,9 @@ use std::mem;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::content::{Format, Unpacker};
 use super::identity::{Place, Window};
 use crate::clients::lines::{BLOCK_BYTES, Cutter, LongLine, Tail};
+use crate::clients::packed::{Format, Unpacker};
 use crate::component::Rejected;
 use crate::record::{Batch, BatchBuilder, Partition, Timestamp};
 
@@ -177,12 +177,12 @@ impl Cursor {
         let mut unpacker = Unpacker::start(&reading.file, reading.format)?;
         let (mut at, mut window) = (0, Window::default());
         if let Some(proof) = proof {
-            unpacker.skip(&mut at, proof.at, &mut window)?;
+            unpacker.skip(&mut at, proof.at, &mut |bytes| window.push(bytes))?;
             if at != proof.at || !window.is(proof) {
                 return Ok(false);
             }
         }
-        unpacker.skip(&mut at, offset, &mut window)?;
+        unpacker.skip(&mut at, offset, &mut |bytes| window.push(bytes))?;
         self.window = Some(window);
         self.unpacker = Some(unpacker);
         Ok(at == offset)

@@ -12,7 +12,6 @@ use std::time::Duration;
 use async_stream::try_stream;
 use futures::stream::Stream;
 
-use super::content::{Format, Unpacker};
 use super::identity::{FileId, Place, Window};
 use super::listing::{Found, list, retry};
 use super::marks::{self, Known};
@@ -20,6 +19,7 @@ use super::moved::{Likeness, Lost, Original, compare, goes_on_from, locate};
 use super::reader::{Read, Reader, Seen};
 use super::{FileSource, StartAt};
 use crate::clients::lines::{Tail, past_last_newline};
+use crate::clients::packed::{Format, Unpacker};
 use crate::clock::Instant;
 use crate::component::{Pulled, SourceContext, SourceError};
 use crate::record::{Partition, Timestamp};
@@ -495,7 +495,7 @@ async fn end_of_lines(runtime: &Runtime, path: &Arc<str>) -> Result<Place, Sourc
         let mut offset = 0;
         match Format::of(&file)? {
             Some(format) if format.is_compressed() => {
-                Unpacker::start(&file, format)?.skip(&mut offset, u64::MAX, &mut window)?;
+                Unpacker::start(&file, format)?.skip(&mut offset, u64::MAX, &mut |bytes| window.push(bytes))?;
             }
             _ => {
                 offset = past_last_newline(&file, file.metadata()?.len())?;

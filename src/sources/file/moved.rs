@@ -7,9 +7,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::content::{Format, Unpacker, is_damage};
 use super::identity::{FileId, Place, Window};
 use super::listing::Found;
+use crate::clients::packed::{Format, Unpacker, is_damage};
 
 /// How the content of one file compares with what was read of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,7 +84,7 @@ fn compare_packed(file: &Arc<File>, format: Format, originals: &[Original]) -> i
     for index in order {
         let Some(proof) = proof(index) else { continue };
         if !cut_off {
-            match unpacker.skip(&mut at, proof.at, &mut window) {
+            match unpacker.skip(&mut at, proof.at, &mut |bytes| window.push(bytes)) {
                 Ok(()) => {}
                 Err(error) if is_damage(&error) => cut_off = true,
                 Err(error) => return Err(error),
@@ -157,8 +157,8 @@ fn neighbours(folder: &Path) -> Vec<Found> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::content::testing::{gzip, numbered, zstandard};
     use super::*;
+    use crate::clients::packed::testing::{gzip, numbered, zstandard};
 
     #[test]
     fn names_that_rotation_gives_go_on_from_the_name() {

@@ -7,12 +7,12 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::content::{Format, damage, is_damage};
 use super::cursor::{Cursor, Piece, Reading, Stopped};
 use super::identity::{FileId, Place};
 use super::listing::retry;
 use super::marks::{Known, Marks};
 use crate::clients::lines::Tail;
+use crate::clients::packed::{Format, damage, is_damage};
 use crate::clock::Instant;
 use crate::component::{Pulled, Rejected, SourceError};
 use crate::observe::StageMetrics;

@@ -2,6 +2,7 @@
 //! barrier when everything before it is durable.
 
 use std::convert::Infallible;
+use std::future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::component::{BoxSink, Refusal, Settled, SinkError};
 use crate::delivery::DeadLetterForm;
 use crate::plan::OnError;
 use crate::record::{Batch, Rejected};
+use crate::runtime::Runtime;
 
 /// How many batches a sink may have in flight.
 const IN_FLIGHT: usize = 32;
@@ -71,6 +73,8 @@ enum InFlight {
 enum Wake {
     Settled(InFlight),
     Item(Item),
+    /// The sink wants a barrier.
+    Wanted,
 }
 
 impl SinkTask {
@@ -91,12 +95,16 @@ impl SinkTask {
         in_flight: &mut FuturesOrdered<BoxFuture<'static, InFlight>>,
     ) -> Result<Infallible, Failure> {
         let mut watch = Stopwatch::start(self.cx.runtime.clock());
+        // It is asked for once: the coordinator forgets no word, and opens an epoch when it has room.
+        let mut has_asked = false;
         loop {
             let waits_for_answers = in_flight.len() >= IN_FLIGHT;
+            let wants_barrier_at = sink.wants_barrier_at().filter(|_| !has_asked);
             let wake = tokio::select! {
                 biased;
                 Some(settled) = in_flight.next(), if !in_flight.is_empty() => Wake::Settled(settled),
                 item = self.inputs.next(), if !waits_for_answers => Wake::Item(item?),
+                () = until(&self.cx.runtime, wants_barrier_at), if wants_barrier_at.is_some() => Wake::Wanted,
             };
             watch.lap(&self.cx.metrics, if waits_for_answers { Spent::Blocked } else { Spent::Idle });
             match wake {
@@ -110,7 +118,12 @@ impl SinkTask {
                         self.take(sink, batch, in_flight).await?;
                     }
                 }
+                Wake::Wanted => {
+                    has_asked = true;
+                    self.cx.report(Report::Wanted).await?;
+                }
                 Wake::Item(Item::Barrier(epoch)) => {
+                    has_asked = false;
                     self.flush(sink).await?;
                     self.alone = None;
                     in_flight.push_back(Box::pin(async move { InFlight::Barrier(epoch) }));
@@ -308,6 +321,14 @@ impl SinkTask {
     async fn answer(&self, epoch: u64) -> Result<(), Failure> {
         self.rejects.barrier(epoch).await?;
         self.cx.report(Report::Settled { sink: self.index, epoch }).await
+    }
+}
+
+/// Until a moment, if there is one; else for ever.
+async fn until(runtime: &Runtime, at: Option<Instant>) {
+    match at {
+        Some(at) => runtime.sleep_until(at).await,
+        None => future::pending().await,
     }
 }
 

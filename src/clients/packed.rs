@@ -7,11 +7,9 @@ use std::sync::Arc;
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::identity::Window;
-
 /// How a file is written, known by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     Plain,
     Gzip,
     Zstd,
@@ -22,7 +20,7 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
 impl Format {
     /// `None` if so little is written that it can still become anything.
-    pub(super) fn of(file: &File) -> io::Result<Option<Self>> {
+    pub(crate) fn of(file: &File) -> io::Result<Option<Self>> {
         let mut start = [0; 4];
         let mut read = 0;
         while read < start.len() {
@@ -43,20 +41,23 @@ impl Format {
     }
 
     /// A compressed file is written once: it is complete when its end was reached.
-    pub(super) fn is_compressed(self) -> bool {
+    pub(crate) fn is_compressed(self) -> bool {
         self != Self::Plain
     }
 }
 
-/// Reads a file from its beginning, without a position of the file's own.
+/// Reads a file from its beginning to a place, without a position of the file's own.
 struct FromStart {
     file: Arc<File>,
     offset: u64,
+    end: u64,
 }
 
 impl Read for FromStart {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.offset)?;
+        let left = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
+        let wanted = buffer.len().min(left);
+        let read = self.file.read_at(&mut buffer[..wanted], self.offset)?;
         self.offset += read as u64;
         Ok(read)
     }
@@ -64,7 +65,7 @@ impl Read for FromStart {
 
 /// Unpacks a compressed file from its beginning: all members of a gzip file, all frames of a zstd file. It holds what its
 /// format looks back to (32 KiB, or up to 128 MiB where a zstd file asks for that), however much comes out.
-pub(super) struct Unpacker {
+pub(crate) struct Unpacker {
     content: Box<dyn Read + Send + Sync>,
 }
 
@@ -75,8 +76,13 @@ impl std::fmt::Debug for Unpacker {
 }
 
 impl Unpacker {
-    pub(super) fn start(file: &Arc<File>, format: Format) -> io::Result<Self> {
-        let packed = BufReader::with_capacity(64 << 10, FromStart { file: Arc::clone(file), offset: 0 });
+    pub(crate) fn start(file: &Arc<File>, format: Format) -> io::Result<Self> {
+        Self::up_to(file, format, u64::MAX)
+    }
+
+    /// Of the first bytes of a file only.
+    pub(crate) fn up_to(file: &Arc<File>, format: Format, end: u64) -> io::Result<Self> {
+        let packed = BufReader::with_capacity(64 << 10, FromStart { file: Arc::clone(file), offset: 0, end });
         let content: Box<dyn Read + Send + Sync> = match format {
             Format::Gzip => Box::new(MultiGzDecoder::new(packed)),
             Format::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(packed)?),
@@ -85,8 +91,8 @@ impl Unpacker {
         Ok(Self { content })
     }
 
-    /// Reads on from `at` to `offset`, or to the end if that comes first, and keeps the window behind what was read.
-    pub(super) fn skip(&mut self, at: &mut u64, offset: u64, window: &mut Window) -> io::Result<()> {
+    /// Reads on from `at` to `offset`, or to the end if that comes first, and hands out what was read.
+    pub(crate) fn skip(&mut self, at: &mut u64, offset: u64, seen: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let mut block = vec![0; 64 << 10];
         while *at < offset {
             let want = block.len().min(usize::try_from(offset - *at).unwrap_or(usize::MAX));
@@ -94,7 +100,7 @@ impl Unpacker {
             if read == 0 {
                 break;
             }
-            window.push(&block[..read]);
+            seen(&block[..read]);
             *at += read as u64;
         }
         Ok(())
@@ -113,12 +119,12 @@ impl Read for Unpacker {
 }
 
 /// Whether an error tells of the content, not of the machine that it lies on.
-pub(super) fn is_damage(error: &io::Error) -> bool {
+pub(crate) fn is_damage(error: &io::Error) -> bool {
     error.raw_os_error().is_none()
 }
 
 /// What is wrong with a compressed file, for a person.
-pub(super) fn damage(error: &io::Error) -> String {
+pub(crate) fn damage(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::UnexpectedEof => "it is cut off: the end of the compressed data is missing".to_owned(),
         _ => format!("the compressed data is damaged: {error}"),
@@ -182,20 +188,25 @@ mod tests {
     }
 
     #[test]
-    fn all_members_and_frames_are_read_and_a_window_is_kept() {
+    fn all_members_and_frames_are_read() {
         for (bytes, format) in [
             ([gzip("one\n"), gzip("two\n")].concat(), Format::Gzip),
             ([zstandard("one\n"), zstandard("two\n")].concat(), Format::Zstd),
         ] {
             let file = file(&bytes);
             let mut unpacker = Unpacker::start(&file, format).unwrap();
-            let (mut window, mut expected) = (Window::default(), Window::default());
-            let mut at = 0;
-            unpacker.skip(&mut at, 6, &mut window).unwrap();
-            expected.push(b"one\ntw");
-            assert_eq!((at, &window), (6, &expected));
-            unpacker.skip(&mut at, 100, &mut window).unwrap();
-            assert_eq!(at, 8);
+            let (mut at, mut seen) = (0, Vec::new());
+            unpacker.skip(&mut at, 6, &mut |bytes| seen.extend_from_slice(bytes)).unwrap();
+            assert_eq!((at, &*seen), (6, &b"one\ntw"[..]));
+            unpacker.skip(&mut at, 100, &mut |bytes| seen.extend_from_slice(bytes)).unwrap();
+            assert_eq!((at, &*seen), (8, &b"one\ntwo\n"[..]));
+            let first = match format {
+                Format::Zstd => zstandard("one\n").len(),
+                _ => gzip("one\n").len(),
+            };
+            let mut text = String::new();
+            Unpacker::up_to(&file, format, first as u64).unwrap().read_to_string(&mut text).unwrap();
+            assert_eq!(text, "one\n");
         }
     }
 

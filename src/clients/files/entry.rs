@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 
 /// A file, as it was at a barrier.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// How many bytes are committed.
-    pub(super) length: u64,
+    pub(crate) length: u64,
     /// A fingerprint of the last of them: a file that does not have it there is another file.
-    pub(super) tail: u64,
+    pub(crate) tail: u64,
     /// For a file that grows under another name than its final one: when it was begun, in ms since the Unix epoch.
-    pub(super) begun: Option<i64>,
+    pub(crate) begun: Option<i64>,
     /// Nothing more is written to it: it gets its final name.
-    pub(super) finished: bool,
+    pub(crate) finished: bool,
 }
 
 /// The store's key for the file of a path.
-pub(super) fn key(path: &str) -> String {
+pub(crate) fn key(path: &str) -> String {
     format!("file/{path}")
 }
 
 /// The path of a key; `None` if the key is that of something else.
-pub(super) fn path_of(key: &str) -> Option<&str> {
+pub(crate) fn path_of(key: &str) -> Option<&str> {
     key.strip_prefix("file/")
 }
 
 impl Entry {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("numbers and words are always written")
     }
 
     /// `None` if it is not what [`Self::encode`] made.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
 }
@@ -44,7 +44,7 @@ impl Entry {
 const TAIL: u64 = 256;
 
 /// A fingerprint of the bytes before a place in a file; 0 at its beginning.
-pub(super) fn tail(file: &File, length: u64) -> io::Result<u64> {
+pub(crate) fn tail(file: &File, length: u64) -> io::Result<u64> {
     if length == 0 {
         return Ok(0);
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use jiff::fmt::strtime;
+use jiff::fmt::strtime::{self, BrokenDownTime};
 
 use crate::record::Timestamp;
 
@@ -14,7 +14,7 @@ const MINUTE_MS: i64 = 60_000;
 
 /// A path, in which `%Y`, `%m`, `%d` and the like stand for a record's time.
 #[derive(Debug, Clone)]
-pub(super) struct Pattern {
+pub(crate) struct Pattern {
     text: Arc<str>,
     /// All times of one such span have the same path; `None` if all times have.
     span_ms: Option<i64>,
@@ -23,7 +23,7 @@ pub(super) struct Pattern {
 impl Pattern {
     /// # Errors
     /// What is wrong with it, in words.
-    pub(super) fn new(text: &str) -> Result<Self, String> {
+    pub(crate) fn new(text: &str) -> Result<Self, String> {
         let at = |millis| render(text, Timestamp(millis));
         let first = at(0)?;
         // Each unit that a pattern can name changes somewhere between these, and no zone but UTC is asked for.
@@ -40,19 +40,75 @@ impl Pattern {
         Ok(Self { text: text.into(), span_ms })
     }
 
-    pub(super) fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
     /// Whether it is the path of one file.
-    pub(super) fn is_plain(&self) -> bool {
+    pub(crate) fn is_plain(&self) -> bool {
         self.span_ms.is_none()
     }
 
+    /// Whether its files can be told from others by their names.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub(crate) fn is_found_again(&self) -> Result<(), String> {
+        if self.is_plain() {
+            return Ok(());
+        }
+        let path = render(&self.text, Timestamp(0))?;
+        if path.matches('/').count() != self.text.matches('/').count() {
+            return Err(format!("a time in `{}` has slashes in it: write `%m/%d/%y` for `%D`", self.text));
+        }
+        let Some(_) = When::of(&self.text, &path) else {
+            return Err(format!(
+                "files of `{}` cannot be told from others by their names: use `%Y-%m-%d`, `%H` and the like",
+                self.text
+            ));
+        };
+        Ok(())
+    }
+
+    /// The time that made a path; `None` if none did.
+    pub(super) fn time_of(&self, path: &str) -> Option<When> {
+        When::of(&self.text, path)
+    }
+
     /// What stands before the first part with a time in it: a folder, with its `/`, or nothing.
-    pub(super) fn fixed_folder(&self) -> &str {
+    pub(crate) fn fixed_folder(&self) -> &str {
         let fixed = self.text.split('%').next().unwrap_or_default();
         &fixed[..fixed.rfind('/').map_or(0, |at| at + 1)]
+    }
+}
+
+/// A time as far as a path tells it: from the year on to the smallest unit. Times of one pattern can be put in order.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct When([Option<i64>; 11]);
+
+impl When {
+    /// The time that a pattern, or a part of one, made a text of; `None` if it made it of none.
+    pub(super) fn of(pattern: &str, text: &str) -> Option<Self> {
+        let time = BrokenDownTime::parse(pattern, text).ok()?;
+        // Reading is more generous than writing: with `%d`, 7 is read as 07 is.
+        if time.to_string(pattern).is_ok_and(|written| written != text) {
+            return None;
+        }
+        let year = time.year().or(time.iso_week_year()).map(i64::from);
+        let week = time.iso_week().or(time.monday_based_week()).or(time.sunday_based_week()).map(i64::from);
+        Some(Self([
+            time.timestamp().map(jiff::Timestamp::as_millisecond),
+            year,
+            time.month().map(i64::from),
+            week,
+            time.day_of_year().map(i64::from),
+            time.day().map(i64::from),
+            time.weekday().map(|day| day.to_monday_zero_offset().into()),
+            time.hour().map(i64::from),
+            time.minute().map(i64::from),
+            time.second().map(i64::from),
+            time.subsec_nanosecond().map(i64::from),
+        ]))
     }
 }
 
@@ -69,14 +125,14 @@ fn render(text: &str, time: Timestamp) -> Result<String, String> {
 
 /// The paths of the times that were met last.
 #[derive(Debug)]
-pub(super) struct Paths {
+pub(crate) struct Paths {
     pattern: Pattern,
     by_span: HashMap<i64, Arc<str>>,
     last: Option<(i64, Arc<str>)>,
 }
 
 impl Paths {
-    pub(super) fn new(pattern: Pattern) -> Self {
+    pub(crate) fn new(pattern: Pattern) -> Self {
         Self { pattern, by_span: HashMap::new(), last: None }
     }
 
@@ -84,7 +140,7 @@ impl Paths {
     ///
     /// # Errors
     /// If no calendar has that time.
-    pub(super) fn of(&mut self, time: Timestamp) -> Result<Arc<str>, String> {
+    pub(crate) fn of(&mut self, time: Timestamp) -> Result<Arc<str>, String> {
         let Some(span_ms) = self.pattern.span_ms else { return Ok(Arc::clone(&self.pattern.text)) };
         let span = time.0.div_euclid(span_ms);
         if let Some((last, path)) = &self.last
@@ -137,6 +193,25 @@ mod tests {
             assert_eq!(&*paths.of(Timestamp(time)).unwrap(), path);
         }
         assert!(paths.of(Timestamp(i64::MAX)).is_err());
+    }
+
+    #[test]
+    fn a_path_tells_the_time_that_made_it() {
+        let day = 86_400_000;
+        for text in ["%Y-%m-%d/%H.gz", "%Y%m%dT%H%M%S", "%s.x", "%Y/%j", "%G-W%V-%u", "%d.%m.%y é %%", "%B %-d, %Y"] {
+            let pattern = Pattern::new(text).unwrap();
+            assert_eq!(pattern.is_found_again(), Ok(()), "{text}");
+            let mut paths = Paths::new(pattern.clone());
+            let mut of = |days: i64| pattern.time_of(&paths.of(Timestamp(days * day)).unwrap());
+            assert!(of(20_000).is_some(), "{text}");
+            assert!(text.starts_with("%B") || of(20_000) < of(20_001) && of(20_001) < of(20_100), "{text}");
+        }
+        let dated = Pattern::new("dead-%Y-%m-%d.ndjson").unwrap();
+        for other in ["dead-2025-1-2.ndjson", "dead-2025-13-01.ndjson", "dead-2025-01-02.ndjson.gz", "dead-.ndjson"] {
+            assert_eq!(dated.time_of(other), None, "{other}");
+        }
+        assert!(Pattern::new("%D.x").unwrap().is_found_again().unwrap_err().contains("has slashes"));
+        assert!(Pattern::new("%c.x").unwrap().is_found_again().unwrap_err().contains("cannot be told"));
     }
 
     #[test]

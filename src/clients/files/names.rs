@@ -6,22 +6,26 @@ use std::path::PathBuf;
 const DIGITS: usize = 6;
 
 /// `orders.ndjson.gz` and 7 make `orders-000007.ndjson.gz`.
-pub(super) fn numbered(path: &str, number: u64) -> String {
+pub(crate) fn numbered(path: &str, number: u64) -> String {
     let (stem, extension) = split(path);
     format!("{stem}-{number:0DIGITS$}{extension}")
 }
 
-/// The path that was numbered; `None` if this was not.
-pub(super) fn base(numbered: &str) -> Option<String> {
+/// The path that was numbered, and the number; `None` if this was not.
+pub(crate) fn parted(numbered: &str) -> Option<(String, u64)> {
     let (stem, extension) = split(numbered);
     let (stem, number) = stem.rsplit_once('-')?;
     let is_number = number.len() >= DIGITS && number.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| format!("{stem}{extension}"))
+    let number = number.parse().ok().filter(|_| is_number)?;
+    Some((format!("{stem}{extension}"), number))
 }
 
+/// What is behind the name of a file that grows.
+pub(crate) const OPEN: &str = ".open";
+
 /// The name under which a file grows.
-pub(super) fn open(path: &str) -> PathBuf {
-    PathBuf::from(format!("{path}.open"))
+pub(crate) fn open(path: &str) -> PathBuf {
+    PathBuf::from(format!("{path}{OPEN}"))
 }
 
 /// Before and from the extension on. That of a compressed file is two: `.ndjson.gz`.
@@ -49,10 +53,10 @@ mod tests {
             ("a/.hidden", "a/.hidden-000007"),
         ] {
             assert_eq!(numbered(path, 7), name);
-            assert_eq!(base(name).as_deref(), Some(path));
+            assert_eq!(parted(name), Some((path.to_owned(), 7)));
         }
-        assert_eq!(base(&numbered("out.txt", 12_345_678)).as_deref(), Some("out.txt"));
-        assert_eq!((base("out.txt"), base("out-12.txt"), base("2025-11.txt")), (None, None, None));
+        assert_eq!(parted(&numbered("out.txt", 12_345_678)), Some(("out.txt".to_owned(), 12_345_678)));
+        assert_eq!((parted("out.txt"), parted("out-12.txt"), parted("2025-11.txt")), (None, None, None));
         assert_eq!(open("out.txt"), PathBuf::from("out.txt.open"));
     }
 }
