@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::mem::replace;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,17 +14,18 @@ use futures::future::BoxFuture;
 use rdkafka::error::RDKafkaErrorCode as Code;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tokio::sync::oneshot;
 use vrl::path::{OwnedSegment, OwnedValuePath, parse_value_path};
 
 use crate::clients::kafka::config::{Connection, Options, Role, Sasl, Tls, is_topic_name, system};
-use crate::clients::kafka::producer::{self, Enqueuing, Live, ProducerSettings, SharedProducer};
-use crate::clients::kafka::raw::{Outgoing, Topic};
+use crate::clients::kafka::producer::{self, Enqueuing, Live, Opening, ProducerSettings, SharedProducer};
+use crate::clients::kafka::raw::{Outgoing, Topic, partition_of};
 use crate::clients::kafka::transaction::KafkaTransaction;
 use crate::clients::kafka::{PipelineClients, PipelineGroups};
 use crate::codecs::Codec;
 use crate::component::{
     Acknowledges, Answer, BuildContext, BuildError, CheckContext, CompiledSink, KAFKA_TRANSACTION, Place, Problem,
-    Sink, SinkConfig, SinkError, SinkTraits, Spanned, Touched,
+    Settled, Sink, SinkConfig, SinkError, SinkTraits, Spanned, Touched,
 };
 use crate::record::{Batch, BodyFormat, Record, json};
 use crate::runtime::Runtime;
@@ -141,6 +143,9 @@ impl SinkConfig for KafkaConfig {
                     compression,
                     runtime: cx.runtime.clone(),
                     topic: None,
+                    opening: None,
+                    partitions: 0,
+                    turn: 0,
                     scratch: Vec::new(),
                 }))
             }),
@@ -184,6 +189,13 @@ struct KafkaSink {
     compression: Compression,
     runtime: Runtime,
     topic: Option<Topic<producer::Context>>,
+    /// Which partitions the client of `topic` has opened. None in a transaction, of which nothing stays if a part of it is
+    /// refused.
+    opening: Option<Arc<Opening>>,
+    /// How many partitions the topic had when the run began.
+    partitions: usize,
+    /// Where the next record without a key goes.
+    turn: usize,
     scratch: Vec<u8>,
 }
 
@@ -207,6 +219,8 @@ impl KafkaSink {
             let settings = [("partitioner", "murmur2_random"), ("compression.codec", self.compression.name())];
             let topic = Topic::new(live.raw(), &self.name, &settings).map_err(SinkError::Retry)?;
             self.topic = Some(topic);
+            let opens = self.transaction.is_none() && self.partitions > 0;
+            self.opening = opens.then(|| live.opening(&self.name, self.partitions));
         }
         Ok(self.topic.as_ref().expect("made above"))
     }
@@ -222,21 +236,80 @@ impl KafkaSink {
             self.runtime.blocking(move || producer.fresh(None)).await.map_err(SinkError::Retry)?
         };
         self.topic(&live)?;
-        self.ask(live).await
+        self.partitions = self.ask(Arc::clone(&live)).await?;
+        // Anew, now that the number of partitions is known.
+        self.topic = None;
+        self.topic(&live).map(drop)
     }
 
-    /// Asks the brokers whether the topic is there and may be written, and says why if they turn us away.
-    async fn ask(&self, live: Arc<Live>) -> Result<(), SinkError> {
+    /// Asks the brokers whether the topic is there and may be written, and says why if they turn us away. Returns how many
+    /// partitions it has.
+    async fn ask(&self, live: Arc<Live>) -> Result<usize, SinkError> {
         let (producer, name) = (Arc::clone(&self.producer), self.name.clone());
         self.runtime.blocking(move || is_there(&producer, &live, &name)).await
     }
 
-    /// Enqueues every record of a batch, in order.
-    async fn enqueue(&mut self, live: &Arc<Live>, batch: &Batch) -> Result<Enqueuing, SinkError> {
+    /// Hands a batch to the client. While there are partitions that hold no record of the client yet, the first record of
+    /// each goes alone, and is waited for.
+    async fn send(&mut self, live: &Arc<Live>, batch: &Batch) -> Result<Answer, SinkError> {
         self.topic(live)?;
+        let mut refused = Vec::new();
+        let sent = match self.opening.clone().filter(|opening| !opening.is_over()) {
+            None => self.enqueue(live, batch, (0..batch.len()).map(Placed::by_the_client)).await?,
+            Some(opening) => {
+                let mut left = self.place(batch);
+                loop {
+                    let first = first_of_each(&opening, &left);
+                    if first.is_empty() {
+                        break;
+                    }
+                    let settled = outcome(self.enqueue(live, batch, first.iter().copied()).await?.answer()).await?;
+                    for placed in first {
+                        if settled.refused.iter().all(|refusal| refusal.record != placed.record) {
+                            opening.open(placed.partition);
+                        }
+                        left.retain(|other| other.record != placed.record);
+                    }
+                    refused.extend(settled.refused);
+                }
+                self.enqueue(live, batch, left.into_iter()).await?
+            }
+        };
+        let answer = sent.answer();
+        Ok(Box::pin(async move {
+            let mut settled = outcome(answer).await?;
+            settled.refused.append(&mut refused);
+            settled.refused.sort_unstable_by_key(|refusal| refusal.record);
+            Ok(settled)
+        }))
+    }
+
+    /// Where each record of a batch goes. One without a key goes anywhere: to each partition in turn.
+    fn place(&mut self, batch: &Batch) -> Vec<Placed> {
+        let partitions = self.partitions;
+        let place = |(number, record)| {
+            let key = key_of(self.key.as_ref(), batch, record);
+            let partition = key.as_ref().map_or(self.turn, |key| partition_of(key, partitions));
+            if key.is_none() {
+                self.turn = (self.turn + 1) % partitions.max(1);
+            }
+            Placed { record: number, partition, is_given: key.is_none() }
+        };
+        batch.records().iter().enumerate().map(place).collect()
+    }
+
+    /// Enqueues records of a batch, in their order.
+    async fn enqueue(
+        &mut self,
+        live: &Arc<Live>,
+        batch: &Batch,
+        records: impl ExactSizeIterator<Item = Placed>,
+    ) -> Result<Enqueuing, SinkError> {
         let limits = self.producer.limits(&self.name);
-        let mut enqueuing = live.open(batch.len());
-        for (at, record) in batch.records().iter().enumerate() {
+        let mut enqueuing = live.open(records.len());
+        for placed in records {
+            let at = placed.record;
+            let record = &batch.records()[at];
             let value = match encoded(self.codec, batch, record, &mut self.scratch) {
                 Ok(value) => value,
                 Err(error) => {
@@ -244,26 +317,24 @@ impl KafkaSink {
                     continue;
                 }
             };
-            let key = match &self.key {
-                Some(path) => path.of(batch, record),
-                None => batch.key(record).map(Cow::Borrowed),
-            };
+            let key = key_of(self.key.as_ref(), batch, record);
             let key = key.as_deref();
             let headers = batch.headers(record);
-            if let Some(refusal) = limits.refusal(value, key, headers) {
+            if let Some(refusal) = limits.refusal(value, key, headers, live.queue_bytes()) {
                 enqueuing.refuse(at, refusal);
                 continue;
             }
-            let outgoing = Outgoing { value, key, headers, timestamp: record.timestamp.0 };
+            let partition = placed.given();
+            let outgoing = Outgoing { partition, value, key, headers, timestamp: record.timestamp.0 };
             let topic = self.topic.as_ref().expect("made above");
             loop {
-                let mut outcome = enqueuing.enqueue(topic, at, outgoing);
+                let mut outcome = enqueuing.enqueue(topic, outgoing);
                 if outcome == Err(Code::QueueFull) {
                     let room = live.room().notified();
                     tokio::pin!(room);
                     room.as_mut().enable();
                     // There may have been room just before we listened.
-                    outcome = enqueuing.enqueue(topic, at, outgoing);
+                    outcome = enqueuing.enqueue(topic, outgoing);
                     if outcome == Err(Code::QueueFull) {
                         room.await;
                         continue;
@@ -275,22 +346,61 @@ impl KafkaSink {
                         enqueuing.refuse(at, "the record is larger than the client sends".to_owned());
                         break;
                     }
-                    // The transaction has failed, and what is under way tells why.
-                    Err(Code::State) => {
-                        enqueuing.fail_from(at, Code::State);
-                        return Ok(enqueuing);
-                    }
-                    Err(code) => {
+                    // The transaction has failed, or the client, and what is under way tells why.
+                    Err(code @ (Code::State | Code::Fatal)) => {
                         if code == Code::Fatal {
                             live.set_failed();
                         }
-                        return Err(producer::failed(code));
+                        enqueuing.fail(code);
+                        return Ok(enqueuing);
                     }
+                    Err(code) => return Err(producer::failed(code)),
                 }
             }
         }
         Ok(enqueuing)
     }
+}
+
+/// A record of a batch, and where it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Placed {
+    record: usize,
+    partition: usize,
+    /// Whether the client is told the partition; else its partitioner finds the same.
+    is_given: bool,
+}
+
+impl Placed {
+    /// Where the client's partitioner says.
+    fn by_the_client(record: usize) -> Self {
+        Self { record, partition: 0, is_given: false }
+    }
+
+    fn given(self) -> Option<i32> {
+        i32::try_from(self.partition).ok().filter(|_| self.is_given)
+    }
+}
+
+/// The records that go first, of those that are left, in order: one into each partition that is closed.
+fn first_of_each(opening: &Opening, left: &[Placed]) -> Vec<Placed> {
+    let mut taken = vec![false; opening.partitions()];
+    let is_first =
+        |placed: &&Placed| !opening.is_open(placed.partition) && !replace(&mut taken[placed.partition], true);
+    left.iter().filter(is_first).copied().collect()
+}
+
+/// The key that a record is sent with.
+fn key_of<'a>(path: Option<&KeyPath>, batch: &'a Batch, record: &Record) -> Option<Cow<'a, [u8]>> {
+    match path {
+        Some(path) => path.of(batch, record),
+        None => batch.key(record).map(Cow::Borrowed),
+    }
+}
+
+/// What became of records, once all of them have their fates.
+async fn outcome(answer: oneshot::Receiver<Result<Settled, SinkError>>) -> Result<Settled, SinkError> {
+    answer.await.unwrap_or_else(|_| Err(SinkError::Outage("the producer was closed".to_owned())))
 }
 
 /// The value to send; `None` for a tombstone.
@@ -312,8 +422,8 @@ fn encoded<'a>(
     Ok(Some(scratch))
 }
 
-/// Whether the topic exists. A broker that creates topics does it when it is asked this. Blocks.
-fn is_there(producer: &SharedProducer, live: &Live, name: &str) -> Result<(), SinkError> {
+/// How many partitions the topic has, if it exists. A broker that creates topics does it when it is asked this. Blocks.
+fn is_there(producer: &SharedProducer, live: &Live, name: &str) -> Result<usize, SinkError> {
     let metadata = live.raw().client().fetch_metadata(Some(name), REQUEST).map_err(|error| {
         let why = live.turned_away().unwrap_or_else(|| error.to_string());
         SinkError::Retry(format!("the brokers do not answer, so it is not known whether topic `{name}` exists: {why}"))
@@ -324,7 +434,7 @@ fn is_there(producer: &SharedProducer, live: &Live, name: &str) -> Result<(), Si
     };
     match topic.error().map(Code::from) {
         None if producer.may_write(name) == Some(false) => Err(denied(name)),
-        None => Ok(()),
+        None => Ok(topic.partitions().len()),
         Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::LeaderNotAvailable) => {
             Err(SinkError::Retry(format!("topic `{name}` does not exist yet; Weir does not create it")))
         }
@@ -349,11 +459,7 @@ impl Sink for KafkaSink {
                 self.ask(live).await?;
             }
             let live = self.live()?;
-            let answer = self.enqueue(&live, &batch).await?.answer();
-            let answer: Answer = Box::pin(async move {
-                answer.await.unwrap_or_else(|_| Err(SinkError::Outage("the producer was closed".to_owned())))
-            });
-            Ok(answer)
+            self.send(&live, &batch).await
         })
     }
 
@@ -513,11 +619,19 @@ pub(crate) mod tests {
     async fn what_is_too_large_is_refused_alone() {
         let process = Process::new("one", false);
         let mut sink = sink_to(&process, config(&unique("large"))).await;
-        let large = "x".repeat(1_000_001);
+        // It would never fit into the queue of the client, and so be waited for without an end.
+        let large = "x".repeat(9 << 20);
         let batch = Arc::new(batch(&[draft("a"), draft(&large), Draft { key: Some(b"k"), ..draft("b") }]));
         let settled = sink.write(batch).await.unwrap().await.unwrap();
         assert_eq!(settled.refused.iter().map(|refusal| refusal.record).collect::<Vec<_>>(), [1]);
-        assert!(settled.refused[0].error.contains("at most 1000000 bytes"));
+        assert!(settled.refused[0].error.contains("queue has room for 8388608"), "{}", settled.refused[0].error);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn where_no_limit_is_known_none_is_made_up() {
+        let process = Process::new("one", false);
+        let mut sink = sink_to(&process, config(&unique("large"))).await;
+        write(&mut sink, &[draft("a"), draft(&"x".repeat(3_000_000))]).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -533,16 +647,18 @@ pub(crate) mod tests {
         // A batch of several, none of which may be to blame.
         let several = Arc::new(batch(&[draft("a"), draft("b")]));
         too_large();
-        let outcome = sink.write(Arc::clone(&several)).await.unwrap().await;
-        assert!(matches!(outcome, Err(SinkError::Rewind(_))), "{outcome:?}");
+        let outcome = sink.write(Arc::clone(&several)).await.err();
+        assert!(matches!(outcome, Some(SinkError::Rewind(_))), "{outcome:?}");
         sink.open().await.unwrap();
         assert_eq!(sink.write(several).await.unwrap().await.unwrap().refused, []);
         // A record beside which there is no room now.
         let large = "x".repeat(300_000);
         let alone = Arc::new(batch(&[draft(&large)]));
         too_large();
-        assert_eq!(sink.write(Arc::clone(&alone)).await.unwrap().await.unwrap().refused.len(), 1);
+        let outcome = sink.write(Arc::clone(&alone)).await.unwrap().await;
+        assert!(matches!(outcome, Err(SinkError::Rewind(_))), "what stands behind it must not be written: {outcome:?}");
         // It is not even sent again, and what is smaller is.
+        sink.open().await.unwrap();
         let refused = sink.write(alone).await.unwrap().await.unwrap().refused;
         assert!(refused[0].error.contains("the topic takes at most"), "{}", refused[0].error);
         write(&mut sink, &[draft(&large[..299_000])]).await;

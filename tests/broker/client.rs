@@ -1,6 +1,7 @@
 //! What tests do with a broker: topics, records in, records out.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,7 +13,8 @@ use std::time::Duration;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
-use rdkafka::client::DefaultClientContext;
+use rdkafka::bindings::rd_kafka_brokers_add;
+use rdkafka::client::{Client, DefaultClientContext};
 use rdkafka::config::{FromClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -24,6 +26,8 @@ use super::Broker;
 use super::wait::{Deadline, wait_until};
 
 const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// How long a writer waits before it reminds its client of the broker.
+const REMINDER: Duration = Duration::from_secs(2);
 
 /// A record's headers, in their order.
 pub(crate) type HeaderList = Vec<(String, Option<Vec<u8>>)>;
@@ -211,10 +215,11 @@ impl Broker {
             .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")
             .set("linger.ms", "5")
+            .set("message.max.bytes", "1000000000")
             .set("queue.buffering.max.messages", "200000");
         let producer =
             ThreadedProducer::from_config_and_context(&config, failures.clone()).expect("the settings are valid");
-        Writer { topic: topic.to_owned(), producer, failures }
+        Writer { topic: topic.to_owned(), address: self.address().to_owned(), producer, failures }
     }
 
     /// All records of a topic that readers of committed data see now, partition by partition.
@@ -243,7 +248,8 @@ impl Broker {
             assignment.add_partition_offset(topic, partition, Offset::Beginning).expect("the offset is valid");
         }
         consumer.assign(&assignment).expect("the partitions exist");
-        Reader { topic: topic.to_owned(), consumer, partitions: count, records: Vec::new() }
+        let address = self.address().to_owned();
+        Reader { topic: topic.to_owned(), address, consumer, partitions: count, records: Vec::new() }
     }
 
     /// What a group has committed for a topic, by partition; partitions without a commit are left out.
@@ -300,6 +306,7 @@ impl Broker {
 /// Writes to a topic.
 pub(crate) struct Writer {
     topic: String,
+    address: String,
     producer: ThreadedProducer<Failures>,
     failures: Failures,
 }
@@ -316,9 +323,14 @@ impl Writer {
         outgoing.partition = record.partition;
         outgoing.timestamp = record.timestamp;
         outgoing.headers = (!record.headers.is_empty()).then_some(headers);
+        let mut reminder = Deadline::within(REMINDER);
         while let Err((error, refused)) = self.producer.send(outgoing) {
             let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
             assert_eq!(error, full, "the client takes the record");
+            if reminder.passed() {
+                remind(self.producer.client(), &self.address);
+                reminder = Deadline::within(REMINDER);
+            }
             std::thread::sleep(Duration::from_millis(5));
             outgoing = refused;
         }
@@ -326,7 +338,11 @@ impl Writer {
 
     /// Waits until the broker has all of them.
     pub(crate) fn flush(&self) {
-        self.producer.flush(Duration::from_mins(2)).expect("the broker takes the records");
+        let deadline = Deadline::within(Duration::from_mins(2));
+        while let Err(error) = self.producer.flush(REMINDER) {
+            assert!(!deadline.passed(), "the broker takes the records: {error}");
+            remind(self.producer.client(), &self.address);
+        }
         let failed = self.failures.0.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(failed.is_empty(), "the broker refused records: {:?}", failed.first());
     }
@@ -335,6 +351,7 @@ impl Writer {
 /// Reads a topic as it grows.
 pub(crate) struct Reader {
     topic: String,
+    address: String,
     consumer: BaseConsumer,
     partitions: usize,
     /// All that was read so far, each partition's in order.
@@ -360,7 +377,11 @@ impl Reader {
             for _ in 0..1_000 {
                 match self.consumer.poll(Duration::from_millis(5)) {
                     Some(Ok(record)) => see(record.payload().unwrap_or_default()),
-                    Some(Err(_)) | None => break,
+                    Some(Err(error)) => {
+                        self.look_at(&error);
+                        break;
+                    }
+                    None => break,
                 }
             }
             assert!(!deadline.passed(), "cannot read {} to its end", self.topic);
@@ -378,7 +399,11 @@ impl Reader {
             for _ in 0..1_000 {
                 match self.consumer.poll(Duration::from_millis(5)) {
                     Some(Ok(record)) => see(Consumed::of(&record)),
-                    Some(Err(_)) | None => break,
+                    Some(Err(error)) => {
+                        self.look_at(&error);
+                        break;
+                    }
+                    None => break,
                 }
             }
             assert!(!deadline.passed(), "cannot read {} to its end within {limit:?}", self.topic);
@@ -402,8 +427,16 @@ impl Reader {
     /// Reads one record, if one comes within `wait`.
     pub(crate) fn poll(&mut self, wait: Duration) {
         // A broker that restarts is no failure of the reader: whoever waits has a deadline.
-        if let Some(Ok(record)) = self.consumer.poll(wait) {
-            self.records.push(Consumed::of(&record));
+        match self.consumer.poll(wait) {
+            Some(Ok(record)) => self.records.push(Consumed::of(&record)),
+            Some(Err(error)) => self.look_at(&error),
+            None => {}
+        }
+    }
+
+    fn look_at(&self, error: &KafkaError) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            remind(self.consumer.client(), &self.address);
         }
     }
 
@@ -424,6 +457,15 @@ impl Reader {
             end == 0 || matches!(position, Some(Offset::Offset(at)) if at >= end)
         })
     }
+}
+
+/// Reminds a client of the broker. It forgets it for good if one that has just started says that there is none (librdkafka
+/// issue 5301).
+#[expect(unsafe_code, reason = "the call has no safe form")]
+fn remind<C: ClientContext>(client: &Client<C>, address: &str) {
+    let address = CString::new(address).expect("an address has no null byte");
+    // SAFETY: the client is alive, and the text is copied during the call.
+    unsafe { rd_kafka_brokers_add(client.native_ptr(), address.as_ptr()) };
 }
 
 /// What the broker refused.

@@ -173,11 +173,11 @@ impl Totals {
         let mut text =
             format!("conservation: {} rounds, {:.0} s; {}\n", self.rounds, self.seconds, list(&self.broker_faults));
         for (name, CaseTotals { figures, faults }) in &self.cases {
-            let Figures { records, delivered, filtered, dead_lettered, repeats, overtaken } = figures;
+            let Figures { records, delivered, filtered, dead_lettered, repeats } = figures;
             let _ = writeln!(
                 text,
                 "  {name}: {records} records: {delivered} delivered, {filtered} filtered, {dead_lettered} dead-lettered, \
-                 {repeats} repeated, {overtaken} overtaken; {}",
+                 {repeats} repeated; {}",
                 list(faults)
             );
         }

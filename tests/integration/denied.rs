@@ -33,6 +33,7 @@ fn credentials_and_rights_that_are_missing_block_loudly_and_lose_nothing() {
             threads.spawn(move || {
                 rights_come_and_go(secured, guarantee);
                 a_limit_that_may_not_be_asked_for_is_learned(secured, guarantee);
+                a_limit_that_may_not_be_asked_for_is_not_guessed(secured, guarantee);
             });
         }
     });
@@ -119,6 +120,30 @@ fn a_limit_that_may_not_be_asked_for_is_learned(secured: &SecuredBroker, guarant
     let letters = broker.consume_all_committed(&dead);
     assert!(letters.iter().all(|letter| letter.key.as_deref() == Some(b"huge")), "only what is too large");
     assert!(!letters.is_empty());
+}
+
+/// A topic may take more than others do by default.
+fn a_limit_that_may_not_be_asked_for_is_not_guessed(secured: &SecuredBroker, guarantee: &'static str) {
+    let (broker, user) = (&secured.broker, guarantee);
+    let (source, dead) = (unique("orders"), broker.topic("dead", 1));
+    let (sink, name) = (unique("large"), unique("etl"));
+    for topic in [&source, &sink] {
+        broker.create_topic(topic, 1, &[("max.message.bytes", "5000000")]);
+    }
+    secured.grant(user, &sink);
+    secured.deny(user, &sink, Right::DescribeConfigs);
+    let dead_letter = format!("dead_letter:\n  kafka: {{ brokers: \"${{KAFKA_BROKERS}}\", topic: {dead} }}\n");
+    let home = secured_home(secured, user, &orders::pipeline(&name, guarantee, &source, &sink, &dead_letter));
+    let pad = "larger than the default, ".repeat(80_000);
+    let large = format!(r#"{{"key":"large","level":"info","price":1,"qty":1,"pad":"{pad}"}}"#);
+    broker.produce(&source, [Record::new(large).key("large").to(0)]);
+
+    let mut weir = home.start("etl.yaml");
+    let mut reader = broker.reader(&sink);
+    let came = reader.read_until(1, SOON);
+    assert_eq!(came[0].key.as_deref(), Some(&b"large"[..]));
+    assert_eq!(weir.stop(SOON), 0);
+    assert_eq!(broker.consume_all_committed(&dead), []);
 }
 
 #[test]

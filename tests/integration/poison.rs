@@ -47,3 +47,40 @@ fn a_record_that_the_topic_refuses_takes_no_other_with_it() {
         }
     }
 }
+
+/// A broker that knows nothing of a client takes its requests in any order. What stands behind the refused one must not
+/// come out in front of what stands beside it.
+#[test]
+fn order_is_kept_where_a_broker_refuses_the_first_request() {
+    const COUNT: u64 = 1_000;
+    let broker = Broker::shared();
+    let (source, dead, name) = (unique("orders"), unique("dead"), unique("etl"));
+    broker.create_topic(&source, 1, &ANY_TIME);
+    broker.create_topic(&dead, 1, &ANY_TIME);
+    let sink = broker.topic("totals", 2);
+    let late = |n: u64| if [2, 37, 95].contains(&n) { orders::order(n).at(TOO_LATE) } else { orders::order(n) };
+    broker.produce(&source, (0..COUNT).map(late));
+    let home = home(broker);
+    let letters = format!("dead_letter:\n  kafka: {{ brokers: \"${{KAFKA_BROKERS}}\", topic: {dead} }}\n");
+    let pipeline = orders::pipeline(&name, "at_least_once", &source, &sink, &letters);
+    // Many small requests, so that some stand behind the refused one.
+    let pipeline = pipeline
+        .replace(&format!("topic: {sink} }}"), &format!("topic: {sink}, options: {{ batch.num.messages: 20 }} }}"));
+    home.write("etl.yaml", pipeline);
+    let mut weir = home.start("etl.yaml");
+    wait_until("all to be committed", 2 * SOON, || {
+        weir.must_run();
+        broker.is_all_committed(&name, &source)
+    });
+    assert_eq!(weir.stop(SOON), 0);
+
+    for (key, came) in orders::by_key(&broker.consume_all_committed(&sink)) {
+        let mut first = Vec::new();
+        for n in came {
+            if !first.contains(&n) {
+                first.push(n);
+            }
+        }
+        assert!(first.is_sorted(), "{key}: {first:?}");
+    }
+}

@@ -342,6 +342,11 @@ impl Connection {
         self.brokers == EMBEDDED
     }
 
+    /// The brokers to ask first.
+    pub(crate) fn addresses(&self) -> Result<String, String> {
+        if self.is_embedded() { embedded::address() } else { Ok(self.brokers.clone()) }
+    }
+
     /// librdkafka's settings for this connection. `defaults` give way to the user's options, `fixed` do not.
     pub(crate) fn client_config(
         &self,
@@ -349,8 +354,10 @@ impl Connection {
         fixed: &[(&str, String)],
     ) -> Result<ClientConfig, String> {
         let mut config = ClientConfig::new();
-        let brokers = if self.is_embedded() { embedded::address()? } else { self.brokers.clone() };
-        config.set("bootstrap.servers", brokers).set("client.id", "weir").set("socket.keepalive.enable", "true");
+        config
+            .set("bootstrap.servers", self.addresses()?)
+            .set("client.id", "weir")
+            .set("socket.keepalive.enable", "true");
         // A broker that comes back is found soon; the default backs off to ten seconds.
         config.set("reconnect.backoff.max.ms", "2000");
         config.set_log_level(RDKafkaLogLevel::Info);

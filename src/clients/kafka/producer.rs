@@ -1,10 +1,12 @@
 //! A producer that the sinks of a pipeline share, and the account of what it has under way.
 //!
-//! The unit of accounting is the batch: one slot, one answer. librdkafka carries a number with each record, made of the
-//! slot and the record's index, and gives it back with the record's fate. One thread polls these fates.
+//! The unit of accounting is the batch: one slot, one answer. librdkafka carries the number of the slot with each record,
+//! and gives it back with the record's fate. One thread polls these fates.
 
 mod account;
+mod opening;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +19,8 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::sync::{Notify, oneshot};
 
 pub(crate) use account::failed;
-use account::{Account, Fate, is_consequence, number};
+use account::{Account, Fate, is_consequence};
+pub(crate) use opening::Opening;
 
 use super::config::Connection;
 use super::embedded;
@@ -35,6 +38,11 @@ const POLL: Duration = Duration::from_millis(100);
 const REQUEST: Duration = Duration::from_secs(5);
 /// How long they may take to tell our rights. The one that tests run against never does.
 const RIGHTS: Duration = if cfg!(test) { Duration::from_millis(100) } else { REQUEST };
+
+/// librdkafka's name for the size of its queue.
+const QUEUE_KBYTES: &str = "queue.buffering.max.kbytes";
+/// The largest queue that librdkafka makes is 2 TiB; a record has at most 1 GB.
+const MOST_QUEUE_BYTES: u64 = 1 << 30;
 
 /// What a producer is made with.
 #[derive(Debug, Clone)]
@@ -118,9 +126,11 @@ impl SharedProducer {
             Ok(config) => limits::describe(&config, &topics, &self.settings.runtime).await,
             Err(error) => Err(error),
         };
-        *lock(&self.asked) = Some(self.settings.runtime.clock().now());
         match described {
-            Ok(described) => lock(&self.topics).told(described),
+            Ok(described) => {
+                *lock(&self.asked) = Some(self.settings.runtime.clock().now());
+                lock(&self.topics).told(described);
+            }
             Err(error) => {
                 let pipeline = &self.settings.pipeline;
                 if self.seldom.now("limits") {
@@ -141,7 +151,7 @@ impl SharedProducer {
         let smallest = self.smallest_batch();
         let mut live = lock(&self.live);
         if let Some(old) = live.as_ref() {
-            if !old.has_failed() && old.raw.outstanding() == 0 && old.batch_bytes <= smallest {
+            if !old.has_failed() && old.raw.outstanding() == 0 && old.batch_bytes() <= smallest {
                 return Ok(Arc::clone(old));
             }
             old.raw.purge();
@@ -158,9 +168,14 @@ impl SharedProducer {
 
     fn create(&self, transactional_id: Option<&str>) -> Result<Live, String> {
         let largest = lock(&self.topics).largest();
-        let smallest = self.smallest_batch();
-        let config = self.client_config(transactional_id, largest, smallest)?;
-        Live::start(&config, self, smallest)
+        let mut size =
+            Size { batch_bytes: self.smallest_batch(), queue_bytes: queue_bytes(self.settings.memory, largest) };
+        let config = self.client_config(transactional_id, size)?;
+        // The pipeline's file may say another.
+        if let Some(kbytes) = config.get(QUEUE_KBYTES).and_then(|kbytes| kbytes.parse::<usize>().ok()) {
+            size.queue_bytes = kbytes.saturating_mul(1024);
+        }
+        Live::start(&config, self, size)
     }
 
     /// The largest batch that every topic takes.
@@ -173,27 +188,22 @@ impl SharedProducer {
         self.settings.connection.transaction_timeout()
     }
 
-    fn client_config(
-        &self,
-        transactional_id: Option<&str>,
-        largest: usize,
-        smallest: usize,
-    ) -> Result<rdkafka::ClientConfig, String> {
+    fn client_config(&self, transactional_id: Option<&str>, size: Size) -> Result<rdkafka::ClientConfig, String> {
         let memory = self.settings.memory;
         let mut defaults = vec![
             ("linger.ms", "5".to_owned()),
-            ("queue.buffering.max.kbytes", (memory / 4 / 1024).clamp(2048, 16 * 1024).to_string()),
             // A record costs a few hundred bytes beside its content.
             ("queue.buffering.max.messages", (memory / 4096).clamp(4096, 32_768).to_string()),
-            ("batch.size", smallest.to_string()),
+            ("batch.size", size.batch_bytes.to_string()),
+            (QUEUE_KBYTES, size.queue_bytes.div_ceil(1024).to_string()),
         ];
         let mut fixed = vec![
             ("enable.idempotence", "true".to_owned()),
             ("acks", "all".to_owned()),
             // Also for a topic that librdkafka makes by itself, when it is asked for its metadata.
             ("partitioner", "murmur2_random".to_owned()),
-            // What a topic takes is checked before; this is only the largest of them.
-            ("message.max.bytes", largest.clamp(1_000_000, 1_000_000_000).to_string()),
+            // The most that there is: what a topic takes, and what the queue has room for, is checked before.
+            ("message.max.bytes", "1000000000".to_owned()),
         ];
         if let Some(id) = transactional_id {
             fixed.push(("transactional.id", id.to_owned()));
@@ -203,6 +213,8 @@ impl SharedProducer {
             defaults.push(("retry.backoff.ms", "10".to_owned()));
         } else {
             fixed.push(("message.timeout.ms", "0".to_owned()));
+            // Where a request is refused, the client stops. Else it would send what stands behind it under a new epoch.
+            fixed.push(("enable.gapless.guarantee", "true".to_owned()));
         }
         self.settings.connection.client_config(&defaults, &fixed)
     }
@@ -246,11 +258,30 @@ impl ClientContext for Context {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 }
 
+/// What a client is sized by, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Size {
+    /// The largest batch.
+    batch_bytes: usize,
+    /// All that is under way.
+    queue_bytes: usize,
+}
+
+/// The room for what is under way: some batches, and at least one record as large as a topic takes, if that is no more than
+/// half of the memory. A record that has more is never sent, as it would wait for ever.
+fn queue_bytes(memory: u64, largest: usize) -> usize {
+    let usual = (memory / 4).clamp(2 << 20, 16 << 20);
+    let largest = (largest as u64 + 1024).min(memory / 2);
+    usize::try_from(usual.max(largest).min(MOST_QUEUE_BYTES)).unwrap_or(usize::MAX)
+}
+
 /// A client that lives, with its polling thread and its account.
 pub(crate) struct Live {
     raw: Arc<raw::Producer<Context>>,
     account: Arc<Account>,
-    batch_bytes: usize,
+    size: Size,
+    /// By topic.
+    openings: Mutex<HashMap<String, Arc<Opening>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -261,25 +292,27 @@ impl fmt::Debug for Live {
 }
 
 impl Live {
-    fn start(config: &rdkafka::ClientConfig, shared: &SharedProducer, batch_bytes: usize) -> Result<Self, String> {
+    fn start(config: &rdkafka::ClientConfig, shared: &SharedProducer, size: Size) -> Result<Self, String> {
         let settings = &shared.settings;
         let raw = Arc::new(raw::Producer::new(config, Context)?);
         let account = Arc::new(Account::default());
-        lock(&account.slots).all_or_nothing = settings.transactional;
+        let brokers = settings.connection.addresses()?;
         let polling = Polling {
             raw: Arc::clone(&raw),
             account: Arc::clone(&account),
+            brokers,
             pipeline: Arc::clone(&settings.pipeline),
             seldom: Arc::clone(&shared.seldom),
             topics: Arc::clone(&shared.topics),
             denied: Arc::clone(&shared.denied),
-            batch_bytes,
+            transactional: settings.transactional,
+            batch_bytes: size.batch_bytes,
         };
         let thread = std::thread::Builder::new()
             .name("kafka-producer".to_owned())
             .spawn(move || polling.run())
             .map_err(|error| format!("cannot start a thread: {error}"))?;
-        Ok(Self { raw, account, batch_bytes, thread: Mutex::new(Some(thread)) })
+        Ok(Self { raw, account, size, openings: Mutex::default(), thread: Mutex::new(Some(thread)) })
     }
 
     pub(crate) fn raw(&self) -> &Arc<raw::Producer<Context>> {
@@ -298,7 +331,23 @@ impl Live {
 
     /// The largest batch that it sends.
     pub(crate) fn batch_bytes(&self) -> usize {
-        self.batch_bytes
+        self.size.batch_bytes
+    }
+
+    /// The room for all records that are under way, and so the largest record that it sends.
+    pub(crate) fn queue_bytes(&self) -> usize {
+        self.size.queue_bytes
+    }
+
+    /// Which of a topic's partitions hold a record of this client. Where a topic has grown, all begin anew.
+    pub(crate) fn opening(&self, topic: &str, partitions: usize) -> Arc<Opening> {
+        let mut openings = lock(&self.openings);
+        if let Some(opening) = openings.get(topic).filter(|opening| opening.partitions() == partitions) {
+            return Arc::clone(opening);
+        }
+        let opening = Arc::new(Opening::new(partitions));
+        openings.insert(topic.to_owned(), Arc::clone(&opening));
+        opening
     }
 
     /// Why the brokers turn this client away, if they did and have not answered since.
@@ -316,7 +365,7 @@ impl Live {
         let mut slots = lock(&self.account.slots);
         let (slot, answer) = slots.open(records);
         // An empty batch is answered at once.
-        slots.discharge(slot as usize, 0);
+        slots.discharge(slot, 0);
         drop(slots);
         Enqueuing { live: Arc::clone(self), slot, left: records, answer: Some(answer) }
     }
@@ -352,20 +401,15 @@ impl Drop for Live {
 /// A batch on its way into the producer's queue. What is not enqueued when this is dropped is not waited for.
 pub(crate) struct Enqueuing {
     live: Arc<Live>,
-    slot: u32,
+    slot: usize,
     left: usize,
     answer: Option<oneshot::Receiver<Result<Settled, SinkError>>>,
 }
 
 impl Enqueuing {
     /// Enqueues one record. `QueueFull` means: wait for [`Live::room`] and try again.
-    pub(crate) fn enqueue(
-        &mut self,
-        topic: &raw::Topic<Context>,
-        record: usize,
-        outgoing: Outgoing<'_>,
-    ) -> Result<(), Code> {
-        topic.produce(outgoing, number(self.slot, record))?;
+    pub(crate) fn enqueue(&mut self, topic: &raw::Topic<Context>, outgoing: Outgoing<'_>) -> Result<(), Code> {
+        topic.produce(outgoing, self.slot)?;
         self.left -= 1;
         Ok(())
     }
@@ -376,11 +420,11 @@ impl Enqueuing {
         self.left -= 1;
     }
 
-    /// Gives up all records from this one on: the transaction has failed, for a reason that another record may know.
-    pub(crate) fn fail_from(&mut self, record: usize, code: Code) {
+    /// Gives up all that is left: the transaction or the client has failed, for a reason that another record may know.
+    pub(crate) fn fail(&mut self, code: Code) {
         let mut slots = lock(&self.live.account.slots);
-        for record in record..record + self.left {
-            slots.settle(number(self.slot, record), Fate::Failed(code));
+        for _ in 0..self.left {
+            slots.settle(self.slot, Fate::Failed(code));
         }
         self.left = 0;
     }
@@ -394,7 +438,7 @@ impl Enqueuing {
 impl Drop for Enqueuing {
     fn drop(&mut self) {
         if self.left > 0 {
-            lock(&self.live.account.slots).discharge(self.slot as usize, self.left);
+            lock(&self.live.account.slots).discharge(self.slot, self.left);
         }
     }
 }
@@ -403,10 +447,12 @@ impl Drop for Enqueuing {
 struct Polling {
     raw: Arc<raw::Producer<Context>>,
     account: Arc<Account>,
+    brokers: String,
     pipeline: Arc<str>,
     seldom: Arc<Seldom>,
     topics: Arc<Mutex<TopicLimits>>,
     denied: Arc<AtomicBool>,
+    transactional: bool,
     batch_bytes: usize,
 }
 
@@ -424,7 +470,7 @@ impl Polling {
     /// before that, as it would be under a new epoch of this producer: the order of a key would be broken. A transaction
     /// is aborted instead.
     fn stop_behind_a_gap(&self) {
-        if self.account.failed.load(Ordering::Acquire) && !lock(&self.account.slots).all_or_nothing {
+        if self.account.failed.load(Ordering::Acquire) && !self.transactional {
             self.raw.purge();
         }
     }
@@ -436,10 +482,14 @@ impl Polling {
                 let mut slots = lock(&self.account.slots);
                 for delivery in deliveries {
                     let fate = delivery.failure.map_or(Fate::Written, |code| self.fate(code, &delivery));
-                    gap |= matches!(fate, Fate::Failed(code) if !is_consequence(code));
+                    gap |= match fate {
+                        Fate::Written => false,
+                        Fate::Refused(_) => true,
+                        Fate::Failed(code) => !is_consequence(code),
+                    };
                     slots.settle(delivery.number, fate);
                 }
-                if gap && !slots.all_or_nothing {
+                if gap && !self.transactional {
                     self.account.failed.store(true, Ordering::Release);
                 }
             }
@@ -448,6 +498,9 @@ impl Polling {
                 tracing::warn!(pipeline = %self.pipeline, "the producer failed and will be replaced: {text}");
             }
             ProducerEvent::Error(code, text) => {
+                if code == Code::AllBrokersDown {
+                    raw::add_brokers(self.raw.client(), &self.brokers);
+                }
                 if verdict(code) == Verdict::Denied {
                     *lock(&self.account.turned_away) = Some(text.clone());
                 }
@@ -495,7 +548,8 @@ mod tests {
             memory,
             runtime: Runtime::system(),
         });
-        producer.client_config(transactional_id, 1_000_000, 1_000_000).unwrap()
+        let size = Size { batch_bytes: 1_000_000, queue_bytes: queue_bytes(memory, 1_000_000) };
+        producer.client_config(transactional_id, size).unwrap()
     }
 
     #[test]
@@ -513,5 +567,7 @@ mod tests {
         assert_eq!(kib(32 << 20) * 1024, 8 << 20);
         assert!(kib(1 << 20) * 1024 <= 2 << 20, "a small one is no smaller than a few batches");
         assert!(kib(64 << 30) * 1024 <= 16 << 20, "the default would be a gigabyte");
+        assert!(queue_bytes(256 << 20, 50_000_000) > 50_000_000, "the largest record has room");
+        assert_eq!(queue_bytes(64 << 20, 150_000_000), 32 << 20, "unless it is too large");
     }
 }

@@ -6,8 +6,10 @@
 
 #![expect(unsafe_code, reason = "these calls have no safe form; each states why it is sound")]
 
+mod brokers;
 mod describe;
 mod mock;
+mod outgoing;
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::fmt;
@@ -17,7 +19,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rdkafka::bindings as sys;
-use rdkafka::bindings::rd_kafka_vtype_t as vtype;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -26,10 +27,12 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaType;
 use tokio::sync::Notify;
 
+pub(crate) use brokers::add_brokers;
 pub(crate) use mock::MockBroker;
+pub(crate) use outgoing::{Outgoing, Topic, partition_of};
 
 use super::limits::size;
-use crate::record::{Header, Headers, HeadersBuilder};
+use crate::record::{Headers, HeadersBuilder};
 
 fn millis(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis()).unwrap_or(i32::MAX)
@@ -473,126 +476,5 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: ours, and freed once.
         unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) };
-    }
-}
-
-/// A record on its way out.
-#[derive(Clone, Copy)]
-pub(crate) struct Outgoing<'a> {
-    /// The value; `None` for a tombstone.
-    pub(crate) value: Option<&'a [u8]>,
-    pub(crate) key: Option<&'a [u8]>,
-    pub(crate) headers: Headers<'a>,
-    /// Milliseconds since the Unix epoch; 0 for now.
-    pub(crate) timestamp: i64,
-}
-
-/// A topic as a producer writes it, with the settings that belong to the topic.
-pub(crate) struct Topic<C: ClientContext + 'static> {
-    topic: NonNull<sys::rd_kafka_topic_t>,
-    producer: Arc<Producer<C>>,
-}
-
-// SAFETY: librdkafka's topics may be used from any thread.
-unsafe impl<C: ClientContext + 'static> Send for Topic<C> {}
-// SAFETY: as above.
-unsafe impl<C: ClientContext + 'static> Sync for Topic<C> {}
-
-impl<C: ClientContext + 'static> Topic<C> {
-    /// A handle. Nothing is asked of the broker yet.
-    pub(crate) fn new(producer: &Arc<Producer<C>>, name: &str, settings: &[(&str, &str)]) -> Result<Self, String> {
-        let name = CString::new(name).map_err(|_| "a topic's name holds no zero byte".to_owned())?;
-        // SAFETY: the configuration is ours until the topic takes it over. If it cannot be made, it is freed.
-        unsafe {
-            // What was said of all topics holds for this one; a new configuration would know nothing of it.
-            let config = sys::rd_kafka_default_topic_conf_dup(producer.client.native_ptr());
-            for (key, value) in settings {
-                let (key, value) = (CString::new(*key), CString::new(*value));
-                let (Ok(key), Ok(value)) = (key, value) else { continue };
-                let mut why = [0; 256];
-                let result =
-                    sys::rd_kafka_topic_conf_set(config, key.as_ptr(), value.as_ptr(), why.as_mut_ptr(), why.len());
-                if result != sys::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
-                    sys::rd_kafka_topic_conf_destroy(config);
-                    return Err(text(why.as_ptr()));
-                }
-            }
-            let topic = sys::rd_kafka_topic_new(producer.client.native_ptr(), name.as_ptr(), config);
-            let Some(topic) = NonNull::new(topic) else {
-                sys::rd_kafka_topic_conf_destroy(config);
-                return Err(text(sys::rd_kafka_err2str(sys::rd_kafka_last_error())));
-            };
-            Ok(Self { topic, producer: Arc::clone(producer) })
-        }
-    }
-
-    pub(crate) fn producer(&self) -> &Arc<Producer<C>> {
-        &self.producer
-    }
-
-    /// Copies a record into the producer's queue. `number` comes back with its delivery.
-    pub(crate) fn produce(&self, record: Outgoing<'_>, number: usize) -> Result<(), RDKafkaErrorCode> {
-        let headers = native_headers(record.headers);
-        let (value, value_len) = parts(record.value);
-        let (key, key_len) = parts(record.key);
-        // SAFETY: each argument has the type that its tag announces. Value and key are copied during the call. The
-        // headers are taken over if the call succeeds, and freed here if it does not.
-        unsafe {
-            let error = sys::rd_kafka_producev(
-                self.producer.client.native_ptr(),
-                vtype::RD_KAFKA_VTYPE_RKT,
-                self.topic.as_ptr(),
-                vtype::RD_KAFKA_VTYPE_MSGFLAGS,
-                sys::RD_KAFKA_MSG_F_COPY,
-                vtype::RD_KAFKA_VTYPE_VALUE,
-                value,
-                value_len,
-                vtype::RD_KAFKA_VTYPE_KEY,
-                key,
-                key_len,
-                vtype::RD_KAFKA_VTYPE_OPAQUE,
-                ptr::without_provenance_mut::<c_void>(number),
-                vtype::RD_KAFKA_VTYPE_TIMESTAMP,
-                record.timestamp.max(0),
-                vtype::RD_KAFKA_VTYPE_HEADERS,
-                headers,
-                vtype::RD_KAFKA_VTYPE_END,
-            );
-            if error == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-                return Ok(());
-            }
-            if !headers.is_null() {
-                sys::rd_kafka_headers_destroy(headers);
-            }
-            Err(error.into())
-        }
-    }
-}
-
-impl<C: ClientContext + 'static> Drop for Topic<C> {
-    fn drop(&mut self) {
-        // SAFETY: ours, given back once, while the client lives.
-        unsafe { sys::rd_kafka_topic_destroy(self.topic.as_ptr()) };
-    }
-}
-
-/// A pointer and a length; a null pointer for an absent value.
-fn parts(bytes: Option<&[u8]>) -> (*mut c_void, usize) {
-    bytes.map_or((ptr::null_mut(), 0), |bytes| (bytes.as_ptr().cast_mut().cast(), bytes.len()))
-}
-
-fn native_headers(headers: Headers<'_>) -> *mut sys::rd_kafka_headers_t {
-    if headers.is_empty() {
-        return ptr::null_mut();
-    }
-    let signed = |len: usize| isize::try_from(len).expect("a slice is no longer than isize::MAX");
-    // SAFETY: the list is ours; names and values are copied during each call.
-    unsafe {
-        let list = sys::rd_kafka_headers_new(8);
-        for Header { name, value } in headers {
-            let (value, len) = parts(value);
-            sys::rd_kafka_header_add(list, name.as_ptr().cast(), signed(name.len()), value, signed(len));
-        }
-        list
     }
 }

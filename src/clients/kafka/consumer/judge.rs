@@ -5,6 +5,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use super::{Client, GroupConsumer, REQUEST};
 use crate::clients::kafka::errors::{Verdict, verdict};
+use crate::clients::kafka::raw::add_brokers;
 use crate::component::SourceError;
 use crate::record::Partition;
 
@@ -43,6 +44,11 @@ impl GroupConsumer {
                 false
             }
             _ => {
+                if code == Code::AllBrokersDown
+                    && let Ok(brokers) = settings.connection.addresses()
+                {
+                    add_brokers(client.client(), &brokers);
+                }
                 settings.metrics.error("client");
                 let text = error.to_string();
                 if self.seldom.now(&text) {

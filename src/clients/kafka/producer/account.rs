@@ -25,9 +25,7 @@ pub(super) struct Account {
 #[derive(Debug, Default)]
 pub(super) struct Slots {
     all: Vec<Slot>,
-    free: Vec<u32>,
-    /// No record may be left out: what one is refused for, all are.
-    pub(super) all_or_nothing: bool,
+    free: Vec<usize>,
     /// How many batches have records without a fate.
     under_way: usize,
     /// Why the transaction, or the client, failed, if it is more than a consequence.
@@ -53,7 +51,7 @@ struct Slot {
 pub(super) enum Fate {
     /// All replicas have it.
     Written,
-    /// The broker will never take it, for this reason.
+    /// The broker will never take it, for this reason. It is not sent again, and what it took down with it is.
     Refused(String),
     /// It was not written, or nobody knows.
     Failed(Code),
@@ -61,27 +59,25 @@ pub(super) enum Fate {
 
 impl Slots {
     /// Opens an account of `records`.
-    pub(super) fn open(&mut self, records: usize) -> (u32, oneshot::Receiver<Result<Settled, SinkError>>) {
+    pub(super) fn open(&mut self, records: usize) -> (usize, oneshot::Receiver<Result<Settled, SinkError>>) {
         let (answer, answered) = oneshot::channel();
         let slot = Slot { remaining: records, answer: Some(answer), ..Slot::default() };
         let at = if let Some(at) = self.free.pop() {
-            self.all[at as usize] = slot;
+            self.all[at] = slot;
             at
         } else {
             self.all.push(slot);
-            u32::try_from(self.all.len() - 1).expect("far fewer batches than 4 billion are under way")
+            self.all.len() - 1
         };
         self.under_way += 1;
         (at, answered)
     }
 
-    /// Notes the fate of a record.
-    pub(super) fn settle(&mut self, number: usize, fate: Fate) {
-        let (at, record) = (number >> 32, number & 0xffff_ffff);
+    /// Notes the fate of a record of a batch.
+    pub(super) fn settle(&mut self, at: usize, fate: Fate) {
         let Some(slot) = self.all.get_mut(at) else { return };
         match fate {
             Fate::Written => {}
-            Fate::Refused(error) if !self.all_or_nothing => slot.refused.push(Refusal { record, error }),
             // What the others are purged for is reported before it: the cause counts, whenever it comes.
             Fate::Refused(error) => {
                 if matches!(slot.failure, None | Some(SinkError::Outage(_))) {
@@ -103,11 +99,11 @@ impl Slots {
     }
 
     /// Refuses a record that was not enqueued.
-    pub(super) fn refuse(&mut self, slot: u32, record: usize, error: String) {
-        if let Some(slot) = self.all.get_mut(slot as usize) {
+    pub(super) fn refuse(&mut self, at: usize, record: usize, error: String) {
+        if let Some(slot) = self.all.get_mut(at) {
             slot.refused.push(Refusal { record, error });
         }
-        self.discharge(slot as usize, 1);
+        self.discharge(at, 1);
     }
 
     /// Takes records off an account; the last one answers.
@@ -140,18 +136,21 @@ impl Slots {
         let failure = slot.failure.take().or(slot.consequence.take());
         // Nobody listens any more if the run was aborted.
         let _ = answer.send(failure.map_or(Ok(Settled { refused, dropped: 0 }), Err));
-        self.free.push(u32::try_from(at).expect("an index of ours"));
+        self.free.push(at);
     }
-}
-
-/// What librdkafka carries with a record: its slot, and its index in the batch.
-pub(super) fn number(slot: u32, record: usize) -> usize {
-    ((slot as usize) << 32) | record
 }
 
 /// Whether an error may only follow from the failure of another record.
 pub(super) fn is_consequence(code: Code) -> bool {
-    matches!(code, Code::PurgeQueue | Code::PurgeInflight | Code::State | Code::OutOfOrderSequenceNumber)
+    matches!(
+        code,
+        Code::PurgeQueue
+            | Code::PurgeInflight
+            | Code::State
+            | Code::Fatal
+            | Code::GaplessGuarantee
+            | Code::OutOfOrderSequenceNumber
+    )
 }
 
 /// What to do about records that were not written.
@@ -174,12 +173,12 @@ mod tests {
         let mut slots = Slots::default();
         let (first, mut answer) = slots.open(3);
         let (second, mut other) = slots.open(1);
-        slots.settle(number(first, 2), Fate::Refused("no".to_owned()));
-        slots.settle(number(second, 0), Fate::Written);
+        slots.refuse(first, 2, "no".to_owned());
+        slots.settle(second, Fate::Written);
         assert_eq!(other.try_recv().unwrap(), Ok(Settled::all()));
-        slots.settle(number(first, 0), Fate::Refused("no".to_owned()));
+        slots.refuse(first, 0, "no".to_owned());
         assert!(answer.try_recv().is_err(), "one is still under way");
-        slots.settle(number(first, 1), Fate::Written);
+        slots.settle(first, Fate::Written);
         let refused: Vec<_> =
             answer.try_recv().unwrap().unwrap().refused.iter().map(|refusal| refusal.record).collect();
         assert_eq!(refused, [0, 2]);
@@ -187,11 +186,11 @@ mod tests {
     }
 
     #[test]
-    fn in_a_transaction_what_one_record_is_refused_for_all_are() {
-        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+    fn what_the_broker_refuses_one_record_for_all_are() {
+        let mut slots = Slots::default();
         let (slot, mut answer) = slots.open(2);
-        slots.settle(number(slot, 0), Fate::Refused("no".to_owned()));
-        slots.settle(number(slot, 1), Fate::Written);
+        slots.settle(slot, Fate::Refused("no".to_owned()));
+        slots.settle(slot, Fate::Written);
         assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Rewind(_))));
     }
 
@@ -199,13 +198,13 @@ mod tests {
     fn a_consequence_waits_for_its_cause() {
         let mut slots = Slots::default();
         let [(purged, mut first), (refused, mut second), (late, mut third)] = [(); 3].map(|()| slots.open(1));
-        slots.settle(number(purged, 0), Fate::Failed(Code::PurgeQueue));
+        slots.settle(purged, Fate::Failed(Code::PurgeQueue));
         assert!(first.try_recv().is_err(), "others are under way, which may know why");
-        slots.settle(number(refused, 0), Fate::Failed(Code::InvalidDifferentRecord));
+        slots.settle(refused, Fate::Failed(Code::InvalidDifferentRecord));
         let cause = second.try_recv().unwrap();
         assert!(matches!(cause, Err(SinkError::Rewind(_))), "a record may be to blame");
         assert_eq!(first.try_recv().unwrap(), cause);
-        slots.settle(number(late, 0), Fate::Failed(Code::State));
+        slots.settle(late, Fate::Failed(Code::State));
         assert_eq!(third.try_recv().unwrap(), cause);
     }
 
@@ -213,8 +212,8 @@ mod tests {
     fn a_consequence_without_a_cause_is_told_when_nothing_is_under_way() {
         let mut slots = Slots::default();
         let [(one, mut first), (other, mut second)] = [(); 2].map(|()| slots.open(1));
-        slots.settle(number(one, 0), Fate::Failed(Code::PurgeQueue));
-        slots.settle(number(other, 0), Fate::Failed(Code::PurgeInflight));
+        slots.settle(one, Fate::Failed(Code::PurgeQueue));
+        slots.settle(other, Fate::Failed(Code::PurgeInflight));
         for answer in [&mut first, &mut second] {
             assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
         }
@@ -222,11 +221,11 @@ mod tests {
 
     #[test]
     fn what_a_record_is_refused_for_counts_and_not_what_follows_from_it() {
-        let mut slots = Slots { all_or_nothing: true, ..Slots::default() };
+        let mut slots = Slots::default();
         let (slot, mut answer) = slots.open(3);
-        slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
-        slots.settle(number(slot, 1), Fate::Refused("too large".to_owned()));
-        slots.settle(number(slot, 2), Fate::Failed(Code::PurgeInflight));
+        slots.settle(slot, Fate::Failed(Code::PurgeQueue));
+        slots.settle(slot, Fate::Refused("too large".to_owned()));
+        slots.settle(slot, Fate::Failed(Code::PurgeInflight));
         assert_eq!(answer.try_recv().unwrap(), Err(SinkError::Rewind("too large".to_owned())));
     }
 
@@ -234,8 +233,8 @@ mod tests {
     fn what_was_never_enqueued_is_not_waited_for() {
         let mut slots = Slots::default();
         let (slot, mut answer) = slots.open(5);
-        slots.discharge(slot as usize, 4);
-        slots.settle(number(slot, 0), Fate::Failed(Code::PurgeQueue));
+        slots.discharge(slot, 4);
+        slots.settle(slot, Fate::Failed(Code::PurgeQueue));
         assert!(matches!(answer.try_recv().unwrap(), Err(SinkError::Outage(_))), "no record is to blame");
     }
 }
