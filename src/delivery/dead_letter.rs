@@ -47,8 +47,8 @@ impl DeadLetterForm {
     }
 
     /// Letters that their sink refuses, for their size most likely, with at most `most` bytes of each part of the record: its
-    /// body, its key and all its own headers. Each says how long its body was; the place that the record came from is named
-    /// already.
+    /// body, its key, all its own headers, and what was wrong with it, of which the beginning always stays. Each says how long
+    /// its body was; the place that the record came from is named already.
     #[must_use]
     pub fn cut(letters: &Batch, records: &[Record], most: usize) -> Batch {
         let mut shorter = BatchBuilder::new(Arc::clone(letters.origin()), most.min(1 << 16), records.len());
@@ -62,7 +62,10 @@ impl DeadLetterForm {
             let key = letters.key(record);
             let mut headers = HeadersBuilder::default();
             for Header { name, value } in own.iter().chain(facts) {
-                headers.push(name, *value);
+                let is_error = *name == name_of(fact::ERROR).as_bytes();
+                let shorter = value.filter(|_| is_error).and_then(|value| std::str::from_utf8(value).ok());
+                let shorter = shorter.map(|error| shortened(error, most.clamp(SHORTEST_ERROR, LONGEST_ERROR)));
+                headers.push(name, shorter.as_deref().map_or(*value, |error| Some(error.as_bytes())));
             }
             let key_bytes = key.map_or(0, <[u8]>::len);
             if line.is_none() && body.len().max(own_bytes).max(key_bytes) > most {
@@ -91,7 +94,7 @@ impl DeadLetterForm {
     ) -> Vec<(&'static str, Value)> {
         let origin = one.batch.origin();
         let mut facts: Vec<(&'static str, Value)> = vec![
-            (fact::ERROR, shortened(&one.error).into()),
+            (fact::ERROR, shortened(&one.error, LONGEST_ERROR).into()),
             (fact::STAGE, stage.into()),
             (fact::PIPELINE, (&*self.pipeline).into()),
             (fact::VERSION, (&*self.version).into()),
@@ -154,13 +157,17 @@ fn written_as_it_stands(format: BodyFormat) -> BodyFormat {
     if format == BodyFormat::Absent { format } else { BodyFormat::Verbatim }
 }
 
+/// How many bytes of an error a letter tells,
+const LONGEST_ERROR: usize = 4096;
+/// and how many if it was cut as short as can be.
+const SHORTEST_ERROR: usize = 200;
+
 /// An error as a letter tells it. Some quote the value that they could not take, which may be nearly the whole record.
-fn shortened(error: &str) -> String {
-    const LONGEST: usize = 4096;
-    if error.len() <= LONGEST {
+fn shortened(error: &str, longest: usize) -> String {
+    if error.len() <= longest {
         return error.to_owned();
     }
-    let end = (0..=LONGEST).rev().find(|at| error.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=longest).rev().find(|at| error.is_char_boundary(*at)).unwrap_or(0);
     format!("{}…", &error[..end])
 }
 
@@ -288,11 +295,11 @@ mod tests {
         let refused = Rejected { batch: batch.finish(), error: "ü".repeat(100_000) };
         let letters = letters(true, &[refused]);
         let cut = DeadLetterForm::cut(&letters[0], letters[0].records(), 10);
-        assert!(cut.memory_bytes() < 6_000, "{cut:?}");
+        assert!(cut.memory_bytes() < 1_500, "{cut:?}");
         let record = cut.records()[0];
         let letter = Letter::from_headers(Some(body), cut.key(&record), cut.headers(&record), Timestamp(0)).unwrap();
         assert_eq!((letter.key.as_deref(), letter.headers.len(), letter.cut_from), (Some(&key[..10]), 0, Some(2)));
-        assert!(letter.error.ends_with("ü…"));
+        assert!(letter.error.ends_with("ü…") && letter.error.len() < 210, "{}", letter.error);
     }
 
     #[test]

@@ -61,6 +61,37 @@ fn a_record_larger_than_the_topic_takes_goes_to_the_dead_letter_and_the_others_g
     }
 }
 
+/// Rule 29: a letter is cut until its topic takes it.
+#[test]
+fn rule_29_a_dead_letter_topic_that_takes_little_stops_nothing() {
+    const COUNT: u64 = 100;
+    let broker = Broker::shared();
+    for guarantee in GUARANTEES {
+        let (source, sink, name) = (broker.topic("orders", 1), broker.topic("totals", 1), unique("etl"));
+        let dead = unique("dead");
+        broker.create_topic(&dead, 1, &[("max.message.bytes", "1500")]);
+        let long = "not a number, ".repeat(1_000);
+        let unmappable = format!(r#"{{"key":"unmappable","level":"info","price":"{long}","qty":1}}"#);
+        broker.produce(&source, [Record::new(unmappable.clone()).key("unmappable").header("trace", long)]);
+        broker.produce(&source, (0..COUNT).map(orders::order));
+        let home = home(broker);
+        home.write("etl.yaml", orders::pipeline(&name, guarantee, &source, &sink, &dead_letter(&dead)));
+        let mut weir = home.start("etl.yaml");
+
+        broker.reader(&sink).read_until(orders::kept(COUNT), SOON);
+        wait_until("all to be committed", SOON, || {
+            weir.must_run();
+            broker.is_all_committed(&name, &source)
+        });
+        assert_eq!(weir.stop(SOON), 0);
+        let letters = broker.consume_all_committed(&dead);
+        assert_eq!(letters.len(), 1, "{guarantee}");
+        assert_eq!(letters[0].header("weir-cut-from-bytes"), Some(unmappable.len().to_string().as_str()));
+        assert_eq!(letters[0].header("weir-offset"), Some("0"));
+        assert!(letters[0].header("weir-error").is_some_and(|error| error.len() > 100), "{:?}", letters[0].headers);
+    }
+}
+
 #[test]
 fn what_cannot_be_read_or_mapped_goes_to_the_dead_letter_as_it_entered() {
     const COUNT: u64 = 1_000;

@@ -49,8 +49,8 @@ pub(in crate::topology) struct SinkTask {
 }
 
 /// How many bytes of a letter's body are kept if the dead letter refuses it whole: first half of what Kafka takes by default,
-/// then what any sink takes.
-const CUTS: [usize; 2] = [512 << 10, 16 << 10];
+/// then less and less, down to a letter that says no more than where the record is and what was wrong.
+const CUTS: [usize; 4] = [512 << 10, 16 << 10, 1 << 10, 0];
 
 /// How long the cause of a failure is waited for.
 pub(in crate::topology) const CAUSE_WITHIN: Duration = Duration::from_secs(1);
