@@ -262,9 +262,13 @@ impl GroupConsumer {
         if settings.connection.is_embedded() {
             settings.topics.names().iter().try_for_each(|topic| embedded::create_topic(topic))?;
         }
-        let config = settings.client_config()?;
-        let context = Context { group: Arc::clone(self), client: OnceLock::new(), closing: AtomicBool::new(false) };
-        let client: Arc<Client> = Arc::new(config.create_with_context(context).map_err(|error| error.to_string())?);
+        let queue_kib = settings.queue_kib(1);
+        let mut client = self.new_client(queue_kib)?;
+        if let Some(smaller) =
+            self.count_partitions(&client).map(|count| settings.queue_kib(count)).filter(|kib| *kib < queue_kib)
+        {
+            client = self.new_client(smaller)?;
+        }
         // It is set once, here.
         let _ = client.context().client.set(Arc::downgrade(&client));
         // What a former client had subscribed to is subscribed to again; what started once does not start anew.
@@ -277,6 +281,12 @@ impl GroupConsumer {
             .map_err(|error| format!("cannot start a thread: {error}"))?;
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Running { client, thread });
         Ok(())
+    }
+
+    fn new_client(self: &Arc<Self>, queue_kib: u64) -> Result<Arc<Client>, String> {
+        let config = self.settings.client_config(queue_kib)?;
+        let context = Context { group: Arc::clone(self), client: OnceLock::new(), closing: AtomicBool::new(false) };
+        config.create_with_context(context).map(Arc::new).map_err(|error| error.to_string())
     }
 
     /// Leaves. Waits for the thread, which gives the partitions back without asking for a commit: whoever closes has

@@ -51,6 +51,17 @@ impl GroupConsumer {
         client.subscribe(&names).map_err(|error| error.to_string())
     }
 
+    /// How many partitions the topics have that there are now; `None` if nobody says. Blocks.
+    pub(super) fn count_partitions(&self, client: &Client) -> Option<usize> {
+        let topics = &self.settings.topics;
+        let (names, is_one) = (topics.names(), topics.names().len() == 1 && !topics.has_patterns());
+        let metadata = client.fetch_metadata(names.first().map(String::as_str).filter(|_| is_one), REQUEST).ok()?;
+        let matching = topics.matching(metadata.topics().iter().map(MetadataTopic::name));
+        let is_read =
+            |topic: &&MetadataTopic| names.iter().any(|name| name == topic.name()) || matching.contains(topic.name());
+        Some(metadata.topics().iter().filter(is_read).map(|topic| topic.partitions().len()).sum())
+    }
+
     /// Looks now and then which topics there are, and subscribes to those that match. On the polling thread. Returns whether
     /// the client goes on.
     pub(super) fn look_for_topics(&self, client: &Client) -> bool {

@@ -8,6 +8,9 @@ use crate::clients::kafka::topics::Topics;
 use crate::observe::StageMetrics;
 use crate::runtime::Runtime;
 
+/// The smallest queue of a partition.
+const SMALLEST_QUEUE_KIB: u64 = 16;
+
 /// What a membership is made with.
 #[derive(Debug, Clone)]
 pub(crate) struct GroupSettings {
@@ -33,14 +36,23 @@ impl GroupSettings {
         self.protocol != Protocol::ClassicEager
     }
 
-    /// librdkafka's settings for the member.
-    pub(super) fn client_config(&self) -> Result<rdkafka::ClientConfig, String> {
-        // Queues are per partition; a message in one costs a few hundred bytes beside its content.
-        let queue_kib = (self.memory / 32 / 1024).clamp(256, 2048);
+    /// How many KiB wait in the queue of a partition, if the topics have so many in all. A message in a queue costs a few
+    /// hundred bytes beside its content. All queues together take no more than a quarter of the memory, unless there are so
+    /// many that none could work.
+    pub(super) fn queue_kib(&self, partitions: usize) -> u64 {
+        let one = (self.memory / 32 / 1024).clamp(256, 2048);
+        let share = self.memory / 4 / 1024 / partitions.max(1) as u64;
+        one.min(share).max(SMALLEST_QUEUE_KIB)
+    }
+
+    /// librdkafka's settings for a member whose queues have so many KiB.
+    pub(super) fn client_config(&self, queue_kib: u64) -> Result<rdkafka::ClientConfig, String> {
         let defaults = [
             ("queued.max.messages.kbytes", queue_kib.to_string()),
             // The next request is under way while the records of the last one are worked on.
             ("queued.min.messages", (queue_kib * 4).to_string()),
+            // What one request brings of a partition comes on top of what is in its queue.
+            ("fetch.message.max.bytes", (queue_kib * 1024).min(1 << 20).to_string()),
             ("fetch.max.bytes", (self.memory / 16).clamp(1 << 20, 8 << 20).to_string()),
             // A full queue is looked at again after this time; the default of a second would stall a fast reader.
             ("fetch.queue.backoff.ms", "5".to_owned()),
@@ -82,10 +94,10 @@ mod tests {
     use crate::clients::kafka::fixture::{check, here};
     use crate::observe::Metrics;
 
-    fn client_config(memory: u64, protocol: Protocol) -> rdkafka::ClientConfig {
+    fn settings(memory: u64, protocol: Protocol) -> GroupSettings {
         let brokers = here("a:1".to_owned());
         let topics = here(vec![here("orders".to_owned())]);
-        let settings = GroupSettings {
+        GroupSettings {
             connection: Connection::check(Role::Consumer, &brokers, None, None, &Options::new(), &mut check()).unwrap(),
             source: "in".into(),
             group: "etl".to_owned(),
@@ -98,8 +110,12 @@ mod tests {
             memory,
             metrics: Metrics::new().stage("test", "in", "source", "kafka"),
             runtime: Runtime::system(),
-        };
-        settings.client_config().unwrap()
+        }
+    }
+
+    fn client_config(memory: u64, protocol: Protocol) -> rdkafka::ClientConfig {
+        let settings = settings(memory, protocol);
+        settings.client_config(settings.queue_kib(1)).unwrap()
     }
 
     #[test]
@@ -132,5 +148,17 @@ mod tests {
         };
         assert_eq!(kib(32 << 20) * 1024, 1 << 20);
         assert!(kib(64 << 30) * 1024 <= 2 << 20, "the default of 64 MB would be for each partition");
+    }
+
+    #[test]
+    fn rule_16_all_queues_together_stay_within_the_budget() {
+        let settings = settings(32 << 20, Protocol::Classic);
+        for partitions in [1, 8, 9, 100, 500] {
+            let all = settings.queue_kib(partitions) * 1024 * partitions as u64;
+            assert!(all <= 8 << 20, "{partitions} partitions have {all} bytes");
+        }
+        let config = settings.client_config(settings.queue_kib(100)).unwrap();
+        assert_eq!(config.get("queued.max.messages.kbytes"), Some("81"));
+        assert_eq!(config.get("fetch.message.max.bytes"), Some("82944"));
     }
 }
