@@ -45,6 +45,7 @@ pub(crate) use reader::{Reader, Stop};
 pub(crate) use settings::GroupSettings;
 use unheld::Unheld;
 
+use crate::clock::Instant;
 use crate::component::{EpochRequests, SourceError};
 use crate::delivery::{CommitPositions, Decision, Mark, Positions};
 use crate::record::Partition;
@@ -95,6 +96,8 @@ struct State {
     fault: Option<SourceError>,
     /// The client met an error that it does not survive.
     dead: bool,
+    /// When the identity was last given to another member.
+    fenced: Option<Instant>,
     found: Found,
     unheld: Unheld,
 }

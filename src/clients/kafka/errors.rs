@@ -4,7 +4,12 @@
 //! record; whatever a person can mend outside (a password, a right, a topic) is waited for, loudly; and what is not known
 //! is done again from the last commit.
 
+use std::time::Duration;
+
 use rdkafka::error::RDKafkaErrorCode as Code;
+
+/// Fenced twice within this time: another process uses the same identity.
+pub(super) const FENCED_AGAIN: Duration = Duration::from_mins(1);
 
 /// What an error calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use super::PipelineGroups;
 use super::consumer::{GroupConsumer, GroupOffsets};
-use super::errors::{Verdict, verdict};
+use super::errors::{FENCED_AGAIN, Verdict, verdict};
 use super::producer::{Live, SharedProducer};
 use super::raw::TransactionError;
 use crate::clock::Instant;
@@ -39,8 +39,6 @@ const ACK_PAUSE: Duration = Duration::from_micros(200);
 /// How long a producer that was fenced waits for its group to tell whether another process has taken its place: a little
 /// longer than from one heartbeat to the next. Whoever fences back at once would stop the other too.
 const HEARTBEAT: Duration = if cfg!(test) { Duration::from_millis(100) } else { Duration::from_secs(4) };
-/// Fenced twice within this time: another process uses the same identity.
-const FENCED_AGAIN: Duration = Duration::from_mins(1);
 /// Limits of topics older than this are asked for anew at the start of a run.
 const LIMITS_AGE: Duration = Duration::from_secs(5);
 

@@ -4,7 +4,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use super::{Client, GroupConsumer, REQUEST};
-use crate::clients::kafka::errors::{Verdict, verdict};
+use crate::clients::kafka::errors::{FENCED_AGAIN, Verdict, verdict};
 use crate::clients::kafka::raw::add_brokers;
 use crate::component::SourceError;
 use crate::record::Partition;
@@ -19,9 +19,12 @@ impl GroupConsumer {
         let is_fatal = matches!(error, KafkaError::MessageConsumptionFatal(_));
         match verdict(code) {
             Verdict::Fenced => {
-                self.give_up(SourceError::Fatal(format!(
-                    "another process has joined group `{group}` as `{instance}`: each needs an identity of its own"
-                )));
+                let what = format!("another process has joined group `{group}` as `{instance}`");
+                self.give_up(if self.fenced_again() {
+                    SourceError::Fatal(format!("{what}, twice in a minute: each needs an identity of its own"))
+                } else {
+                    SourceError::Retry(format!("{what}, or the group has forgotten that this one had"))
+                });
                 false
             }
             Verdict::Unreleased => {
@@ -57,6 +60,16 @@ impl GroupConsumer {
                 true
             }
         }
+    }
+
+    /// Notes that the group has given this identity to another member. Returns whether that happened a moment ago already.
+    ///
+    /// Once says little: a coordinator that ends in the middle of a rebalance forgets who had joined, and its successor
+    /// knows the identity by a member of an earlier life.
+    fn fenced_again(&self) -> bool {
+        let now = self.settings.runtime.clock().now();
+        let former = self.state().fenced.replace(now);
+        former.is_some_and(|at| now.duration_since(at) < FENCED_AGAIN)
     }
 
     /// A topic or a partition is not there, which ends by itself: it comes, or the group takes it away.
@@ -102,5 +115,46 @@ impl GroupConsumer {
              its offset there",
             self.settings.group
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::bindings::rd_kafka_resp_err_t as Error;
+    use rdkafka::types::RDKafkaApiKey;
+
+    use crate::clients::kafka::fixture::{Process, SOON, pull, run, unique, write};
+    use crate::clients::kafka::fixture::{bodies, draft};
+    use crate::clients::kafka::raw::MockBroker;
+    use crate::component::{BoxSource, SourceError};
+    use crate::sinks::kafka::tests::{config as sink_config, sink_to};
+    use crate::sources::kafka::tests::{compiled, config};
+
+    /// Reads until the broker says that another member has the identity.
+    async fn fenced(broker: &MockBroker, source: &mut BoxSource) -> SourceError {
+        let (cx, _requests) = run();
+        assert_eq!(bodies(&pull(source, cx, 1).await.unwrap()), ["only"]);
+        broker.fail_next(RDKafkaApiKey::Heartbeat as i16, &[Error::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID]);
+        let (cx, _requests) = run();
+        let failed = async { pull(source, cx, usize::MAX).await.unwrap_err() };
+        tokio::time::timeout(SOON, failed).await.expect("the next heartbeat tells")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_9_a_member_that_is_fenced_joins_again_and_gives_up_if_it_is_fenced_at_once() {
+        let broker = MockBroker::start().unwrap();
+        broker.create_topic("in", 1);
+        let process = Process::new("one", false);
+        let mut to = sink_config("in");
+        to.set_brokers(&broker.address());
+        write(&mut sink_to(&process, to).await, &[draft("only")]).await;
+
+        let mut from = config(&unique("group"), "in");
+        from.set_brokers(&broker.address());
+        let (mut source, _) = process.source(&compiled(from));
+        let first = fenced(&broker, &mut source).await;
+        assert!(matches!(&first, SourceError::Retry(why) if why.contains("one")), "{first}");
+        let second = fenced(&broker, &mut source).await;
+        assert!(matches!(&second, SourceError::Fatal(why) if why.contains("twice in a minute")), "{second}");
     }
 }
