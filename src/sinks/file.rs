@@ -161,7 +161,8 @@ impl SinkConfig for FileConfig {
         let settings =
             Settings { pattern, codec: self.codec, compression: self.compression, rotation, append: self.append };
         let build = move |cx: &BuildContext| {
-            let files = Files::new(settings.clone(), cx.runtime.clock());
+            let owner = (Arc::clone(&cx.pipeline), Arc::clone(&cx.component));
+            let files = Files::new(settings.clone(), owner, cx.runtime.clock());
             let entries = OwnEntries::new(Arc::clone(&cx.store), &cx.pipeline, Arc::clone(&cx.component));
             let shared = Arc::new(Shared::new(Arc::clone(&cx.component), cx.runtime.clone(), entries, files));
             cx.clients.shared(Participants::default).join(Arc::new(Arc::clone(&shared)));
@@ -559,7 +560,8 @@ mod tests {
         let first = opened(&path).await;
         // However the path is written.
         let same = folder.path().join(".").join("out.txt");
-        let Err(SinkError::Fatal(error)) = sink(&same, "").open().await else { panic!("a second writer") };
+        let mut second = harness::sink_named("second", &format!("file: {{ path: \"{}\" }}", same.display()));
+        let Err(SinkError::Fatal(error)) = second.open().await else { panic!("a second writer") };
         assert!(error.contains("written by another sink") && error.contains("out.txt"), "{error}");
         drop(first);
         opened(&same).await;

@@ -67,8 +67,17 @@ pub fn transform(yaml: &str) -> TransformRun {
 /// If the text is no valid config.
 #[must_use]
 pub fn sink(yaml: &str) -> SinkRun {
+    sink_named(NAME, yaml)
+}
+
+/// As [`sink`], for a test that has several in one process.
+///
+/// # Panics
+/// If the text is no valid config.
+#[must_use]
+pub fn sink_named(name: &str, yaml: &str) -> SinkRun {
     let compiled = ok(compile_sink(yaml));
-    let process = build_context();
+    let process = BuildContext { component: name.into(), ..build_context() };
     SinkRun { sink: Some(build_sink(&compiled, &process)), compiled, process }
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claim::Claim;
+use super::claim::{Claim, Owner};
 use super::compress::Compression;
 use super::disk::{Name, OnDisk, cannot, create_folder, folder, sync_folder};
 use super::known::{Known, Standing};
@@ -57,6 +57,7 @@ pub(super) struct Settings {
 #[derive(Debug)]
 pub(super) struct Files {
     pub(super) settings: Settings,
+    owner: Owner,
     clock: Clock,
     /// Keeps other sinks of this process off the path.
     claim: Option<Claim>,
@@ -99,10 +100,11 @@ pub(super) struct Barrier {
 }
 
 impl Files {
-    pub(super) fn new(settings: Settings, clock: Clock) -> Self {
+    pub(super) fn new(settings: Settings, owner: Owner, clock: Clock) -> Self {
         Self {
             paths: Paths::new(settings.pattern.clone()),
             settings,
+            owner,
             clock,
             claim: None,
             known: BTreeMap::new(),
@@ -140,7 +142,7 @@ impl Files {
             return Err(error.clone());
         }
         if self.claim.is_none() {
-            self.claim = Some(Claim::of(&self.settings.pattern)?);
+            self.claim = Some(Claim::of(&self.settings.pattern, &self.owner)?);
         }
         let mut staged = Staged { parts: Vec::new(), settled: Settled::all(), claims: Changes::new() };
         if self.settings.pattern.is_plain() && self.settings.rotation.is_none() {
