@@ -20,6 +20,7 @@ mod parked;
 mod poison;
 mod rebalances;
 mod rejected;
+mod stalled;
 mod stopping;
 mod topics;
 mod unheld;
