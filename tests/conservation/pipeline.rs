@@ -103,7 +103,12 @@ struct Variant {
     form: Form,
     /// For how many seconds records were supplied before the first process starts.
     backlog: u64,
+    /// How the members of the group agree.
+    protocol: &'static str,
 }
+
+/// The default twice: it is what most run.
+const PROTOCOLS: [&str; 4] = ["classic", "classic", "classic_eager", "consumer"];
 
 impl Variant {
     fn draw(random: &mut fastrand::Rng) -> Self {
@@ -113,6 +118,7 @@ impl Variant {
             halves: random.bool(),
             form: Form::draw(random),
             backlog: random.u64(0..10),
+            protocol: PROTOCOLS[random.usize(..PROTOCOLS.len())],
         }
     }
 }
@@ -145,12 +151,15 @@ impl<'a> Pipeline<'a> {
     pub(crate) fn text(&self) -> String {
         let (name, guarantee) = (&self.name, self.case.guarantee());
         let lanes = self.variant.lanes;
-        let session = self.variant.session.map_or_else(String::new, |session| {
+        let session = self.session().map_or_else(String::new, |session| {
             format!(", options: {{ session.timeout.ms: \"{}\" }}", session.as_millis())
         });
+        let protocol = self.variant.protocol;
         let source = if self.case.reads_kafka() {
             let topic = &self.source;
-            format!(r#"kafka: {{ brokers: "${{KAFKA_BROKERS}}", topics: [{topic}], group: {name}{session} }}"#)
+            format!(
+                r#"kafka: {{ brokers: "${{KAFKA_BROKERS}}", topics: [{topic}], group: {name}, protocol: {protocol}{session} }}"#
+            )
         } else {
             format!(r#"file: {{ path: "{}/orders-*.ndjson", follow: true }}"#, self.folder.display())
         };
@@ -197,6 +206,11 @@ dead_letter:
         )
     }
 
+    /// The session's length, where the pipeline says it. With `consumer` the broker does.
+    fn session(&self) -> Option<Duration> {
+        self.variant.session.filter(|_| self.variant.protocol != "consumer")
+    }
+
     /// Sets what the topics of the sinks take. Tells whether the broker has answered.
     pub(crate) fn set_limit(&self, bytes: &str) -> bool {
         self.sinks.iter().all(|sink| self.broker.set_topic(sink, LIMIT, bytes))
@@ -204,12 +218,12 @@ dead_letter:
 
     /// What was drawn for it, for people.
     pub(crate) fn variant(&self) -> String {
-        let Variant { session, lanes, halves: _, form, backlog } = self.variant;
+        let Variant { session: _, lanes, halves: _, form, backlog, protocol } = self.variant;
         let form = if self.case.writes_files() { form.describe() } else { "topics".to_owned() };
         format!(
-            "{lanes} lanes, {} sinks, {form}, {backlog} s of backlog, session {}",
+            "{lanes} lanes, {} sinks, {form}, {backlog} s of backlog, protocol {protocol}, session {}",
             self.sinks.len(),
-            session.map_or("10 s".to_owned(), |s| format!("{s:?}"))
+            self.session().map_or("by default".to_owned(), |session| format!("{session:?}"))
         )
     }
 

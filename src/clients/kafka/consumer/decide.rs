@@ -87,7 +87,9 @@ impl GroupConsumer {
                 Ok(offsets) => offsets,
                 Err(why) => return Try::Refused(why),
             };
-            let lineage = |partition: &Arc<Partition>| state.lineages.get(partition).cloned().unwrap_or_default();
+            let lineage = |partition: &Arc<Partition>| {
+                state.lineages.get(partition).cloned().unwrap_or_else(|| Lineage::read(""))
+            };
             let lineages: Vec<_> = offsets.iter().map(|(partition, _)| lineage(partition).with(mark)).collect();
             (offsets, lineages)
         };
@@ -191,15 +193,16 @@ fn judge(error: &KafkaError, group: &str) -> Try {
 /// Whether a commit with the mark was made, from what is committed of its partitions: an offset and who moved it.
 ///
 /// A commit moves all of its partitions or none of them, so one that carries the mark, or an older one of the same store,
-/// tells for all. Where none does, the store has never committed there, or somebody has set the offsets by hand. Then the
-/// offsets tell: what stands before them is not read again, so it must not be cut off.
+/// tells for all. Where none does, the store has never committed there, and one whose lineage is whole says so for all.
+/// Else somebody has set the offsets by hand. Then the offsets tell: what stands before them is not read again, so it must
+/// not be cut off.
 fn has_happened(mark: &Mark, partitions: &[(Position, Option<(i64, &Lineage)>)]) -> bool {
     let known = partitions.iter().filter_map(|(_, found)| found.as_ref());
-    let numbers: Vec<u64> = known.filter_map(|(_, lineage)| lineage.number_of(&mark.store)).collect();
+    let numbers: Vec<u64> = known.clone().filter_map(|(_, lineage)| lineage.number_of(&mark.store)).collect();
     if numbers.iter().any(|&number| number >= mark.number) {
         return true;
     }
-    if !numbers.is_empty() {
+    if !numbers.is_empty() || known.clone().any(|(_, lineage)| lineage.is_whole()) {
         return false;
     }
     partitions.iter().any(|(position, found)| found.is_some_and(|(offset, _)| offset >= position.0))
@@ -321,6 +324,7 @@ mod tests {
         let back = topic.process();
         assert!(back.is_decided(mark("a", 1), &first).await);
         assert!(!back.is_decided(mark("a", 2), &second).await);
+        assert!(!back.is_decided(mark("c", 1), &second).await, "the first commit of a store, which was never made");
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -376,8 +380,14 @@ mod tests {
         };
         assert!(happened(&[Some((10, &same)), Some((3, &strange))]));
         assert!(!happened(&[Some((5, &older)), Some((12, &strange))]), "the other went to somebody else, who read on");
-        assert!(happened(&[Some((12, &strange)), Some((3, &strange))]), "rather twice than not at all");
-        assert!(!happened(&[Some((9, &strange)), None]));
+        assert!(!happened(&[Some((12, &strange)), Some((3, &strange))]), "it was another that read on");
+        let by_hand = Lineage::read("");
+        let after = by_hand.with(&mark("b", 9));
+        for found in [&by_hand, &after] {
+            assert!(happened(&[Some((12, found)), Some((3, found))]), "rather twice than not at all");
+            assert!(!happened(&[Some((9, found)), None]));
+            assert!(!happened(&[Some((12, found)), Some((3, &strange))]), "the other was never ours");
+        }
         assert!(!happened(&[None]));
     }
 }

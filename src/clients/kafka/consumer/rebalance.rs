@@ -188,6 +188,9 @@ impl GroupConsumer {
         for (topic, number) in all {
             let (_, newest) = client.fetch_watermarks(topic, number, REQUEST)?;
             list.add_partition_offset(topic, number, Offset::Offset(newest))?;
+            if let Some(mut element) = list.find_partition(topic, number) {
+                element.set_metadata(Lineage::default().to_string());
+            }
             starts.insert((topic.to_owned(), number), newest);
         }
         if let Err(error) = client.commit(&list, CommitMode::Sync) {
