@@ -395,7 +395,8 @@ impl<'a> Struck<'a> {
     /// A second process on a data folder that is in use ends, and says that it failed.
     fn intrude(&mut self, number: usize) -> bool {
         let slot = &mut self.slots[number];
-        let Some(weir) = &slot.weir else { return false };
+        // One that is about to end leaves its folder to whoever comes next.
+        let Some(weir) = slot.weir.as_ref().filter(|_| slot.state == SlotState::Running) else { return false };
         // It holds its data folder when it answers.
         let deadline = Deadline::within(Duration::from_secs(20));
         while weir.get("/live").is_none() {
