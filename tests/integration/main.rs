@@ -14,6 +14,7 @@ mod denied;
 mod dlq;
 mod fleet;
 mod kafka_to_kafka;
+mod large;
 mod membership;
 mod missing_topics;
 mod parked;

@@ -18,6 +18,9 @@ use serde::de::{Deserializer, Visitor};
 use super::embedded;
 use crate::component::{CheckContext, Problem, Spanned};
 
+/// The largest answer of a broker that is received, and the largest that librdkafka can be told.
+pub(super) const RECEIVE_BYTES: i32 = i32::MAX;
+
 /// The value of `brokers` that names the cluster inside this process.
 pub(crate) const EMBEDDED: &str = "embedded";
 

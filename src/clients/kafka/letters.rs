@@ -15,7 +15,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::Deserialize;
 use tokio::sync::Notify;
 
-use super::config::{Connection, Options, Role, Sasl, Tls};
+use super::config::{Connection, Options, RECEIVE_BYTES, Role, Sasl, Tls};
 use super::raw::{Message, PartitionQueue};
 use crate::clients::letters::{Keeper, Place, Visit, only};
 use crate::clock::Clock;
@@ -142,6 +142,7 @@ impl LetterTopic {
             ("fetch.wait.max.ms", "20".to_owned()),
             ("fetch.queue.backoff.ms", "5".to_owned()),
             ("queued.max.messages.kbytes", "16384".to_owned()),
+            ("receive.message.max.bytes", RECEIVE_BYTES.to_string()),
         ];
         let fixed = [
             ("group.id", group.to_owned()),

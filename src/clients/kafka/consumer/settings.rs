@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use crate::clients::kafka::PipelineClients;
-use crate::clients::kafka::config::{Connection, Protocol, StartAt};
+use crate::clients::kafka::config::{Connection, Protocol, RECEIVE_BYTES, StartAt};
 use crate::clients::kafka::topics::Topics;
 use crate::observe::StageMetrics;
 use crate::runtime::Runtime;
@@ -53,6 +53,8 @@ impl GroupSettings {
             ("queued.min.messages", (queue_kib * 4).to_string()),
             // What one request brings of a partition comes on top of what is in its queue.
             ("fetch.message.max.bytes", (queue_kib * 1024).min(1 << 20).to_string()),
+            // A broker sends a record that it has taken, however large. A client that does not receive it stands still.
+            ("receive.message.max.bytes", RECEIVE_BYTES.to_string()),
             ("fetch.max.bytes", (self.memory / 16).clamp(1 << 20, 8 << 20).to_string()),
             // A full queue is looked at again after this time; the default of a second would stall a fast reader.
             ("fetch.queue.backoff.ms", "5".to_owned()),
