@@ -66,8 +66,8 @@ struct Inner {
     phase: Mutex<Phase>,
     closing: AtomicBool,
     same_cluster: AtomicBool,
-    /// A transaction was open for so long that the broker may have ended it, and fenced this producer for it.
-    overdue: AtomicBool,
+    /// Since when the broker may hold a transaction of this producer open.
+    opened: Mutex<Option<Instant>>,
     fenced: Mutex<Option<Instant>>,
 }
 
@@ -102,7 +102,7 @@ impl KafkaTransaction {
             phase: Mutex::new(Phase::New),
             closing: AtomicBool::new(false),
             same_cluster: AtomicBool::new(false),
-            overdue: AtomicBool::new(false),
+            opened: Mutex::new(None),
             fenced: Mutex::new(None),
         };
         Self { inner: Arc::new(inner), worker: Mutex::new(None) }
@@ -133,7 +133,9 @@ impl KafkaTransaction {
                 return Err(SinkError::Outage(format!("cannot begin a transaction: {error}")));
             }
             live.begin();
-            *phase = Phase::Open { since: self.inner.now() };
+            let since = self.inner.now();
+            *phase = Phase::Open { since };
+            self.inner.note_opened(Some(since));
         }
         Ok(live)
     }
@@ -252,7 +254,6 @@ impl Inner {
         }
         *phase = Phase::Ending;
         drop(phase);
-        self.note_age(since);
         let why = format!(
             "the epoch did not close within {limit:?}, while the broker ends a transaction at {:?}",
             self.producer.transaction_timeout()
@@ -268,7 +269,7 @@ impl Inner {
         let before = self.take_phase();
         let result = self.try_fence(&before);
         if result.is_ok() {
-            self.overdue.store(false, Ordering::Release);
+            self.note_opened(None);
         }
         self.set(match &result {
             Ok(()) => Phase::Idle,
@@ -280,19 +281,18 @@ impl Inner {
 
     /// Takes the phase out, so that nothing is written meanwhile.
     fn take_phase(&self) -> Phase {
-        let before = std::mem::replace(&mut *self.phase(), Phase::Ending);
-        if let Phase::Open { since } = before {
-            self.note_age(since);
-        }
-        before
+        std::mem::replace(&mut *self.phase(), Phase::Ending)
     }
 
-    /// Notes whether a transaction was open for so long that the broker has ended it by itself: this process was stopped
-    /// or starved, and being fenced for it says nothing of another process.
-    fn note_age(&self, since: Instant) {
-        if self.now().duration_since(since) >= self.producer.transaction_timeout() {
-            self.overdue.store(true, Ordering::Release);
-        }
+    fn note_opened(&self, since: Option<Instant>) {
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    /// Whether a transaction was open for so long that the broker has ended it by itself: this process was stopped, starved
+    /// or cut off, and being fenced for it says nothing of another process.
+    fn is_overdue(&self) -> bool {
+        let opened = *self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.is_some_and(|since| self.now().duration_since(since) >= self.producer.transaction_timeout())
     }
 
     fn try_fence(&self, before: &Phase) -> Result<(), FenceError> {
@@ -347,9 +347,9 @@ impl Inner {
         let started = self.now();
         loop {
             match live.raw().abort_transaction(CALL) {
-                Ok(()) => return Ok(()),
+                Ok(()) => break,
                 // Nothing was open.
-                Err(error) if error.code == Code::State && !error.fatal => return Ok(()),
+                Err(error) if error.code == Code::State && !error.fatal => break,
                 Err(error)
                     if error.retriable && !self.is_closing() && self.now().duration_since(started) < 4 * CALL => {}
                 Err(error) => {
@@ -358,6 +358,8 @@ impl Inner {
                 }
             }
         }
+        self.note_opened(None);
+        Ok(())
     }
 
     fn commit(&self, offsets: &[SourceOffsets]) -> Committed {
@@ -380,7 +382,10 @@ impl Inner {
         };
         let outcome = self.try_commit(&live, opened, offsets);
         match &outcome {
-            Committed::Yes => self.set(Phase::Idle),
+            Committed::Yes => {
+                self.note_opened(None);
+                self.set(Phase::Idle);
+            }
             Committed::Aborted(why) | Committed::Fenced(why) => self.set(Phase::Over(why.clone())),
         }
         outcome
@@ -423,6 +428,7 @@ impl Inner {
             if let Err(error) = live.raw().begin_transaction() {
                 return self.settle(live, &error, &sent);
             }
+            self.note_opened(Some(self.now()));
         }
         for (_, GroupOffsets { list, metadata, .. }) in &sent {
             loop {
@@ -453,6 +459,7 @@ impl Inner {
     fn settle(&self, live: &Live, error: &TransactionError, sent: &Sent) -> Committed {
         let why = format!("the commit failed: {error}");
         if !error.fatal && live.raw().abort_transaction(CALL).is_ok() {
+            self.note_opened(None);
             return Committed::Aborted(why);
         }
         live.set_failed();
@@ -520,7 +527,8 @@ impl Inner {
     /// Whether it must not take its identity back: the group has told that another process is there in its place, or it was
     /// fenced a moment ago already. Why, if so.
     fn is_replaced(&self) -> Option<String> {
-        if self.overdue.swap(false, Ordering::AcqRel) {
+        if self.is_overdue() {
+            self.note_opened(None);
             return None;
         }
         let started = self.now();
@@ -768,6 +776,23 @@ mod tests {
         assert!(why.contains("instance `one`"), "{why}");
         let fenced = pipeline.transaction.fence().await;
         assert!(matches!(fenced, Err(FenceError::Fatal(_))), "nor is the identity taken back at once: {fenced:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_9_being_fenced_for_a_time_out_says_nothing_of_another_process() {
+        let mut pipeline = Pipeline::start_with(20, options(&[("transaction.timeout.ms", 1000)])).await;
+        // Cut off for longer than the broker lets a transaction be open: it ends it, and fences who comes back.
+        let mut answers = vec![Error::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS; 20];
+        answers.push(Error::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH);
+        for _ in 0..2 {
+            let pulled = pipeline.run(10).await;
+            let opened = Runtime::system().clock().now();
+            pipeline.fail_next(RDKafkaApiKey::EndTxn, &answers);
+            let outcome = pipeline.commit(&pulled).await;
+            let took = Runtime::system().clock().now().duration_since(opened);
+            assert!(took > Duration::from_secs(1), "{took:?}");
+            assert!(matches!(outcome, Committed::Aborted(_)), "{outcome:?}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
