@@ -88,6 +88,31 @@ pub struct SourceContext {
     pub epochs: EpochRequests,
     /// Tasks, sleep and blocking work.
     pub runtime: Runtime,
+    /// Where the source says what it waits for that is not a record.
+    pub waiting: Waiting,
+}
+
+/// What a source waits for that is not a record, such as a cluster that is away. `/ready/PIPELINE` tells it, and calls the
+/// pipeline stuck once it lasts. Usable from any thread.
+#[derive(Debug, Clone, Default)]
+pub struct Waiting(Arc<Mutex<Option<String>>>);
+
+impl Waiting {
+    /// The source waits for this.
+    pub fn set(&self, reason: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+    }
+
+    /// The source goes on.
+    pub fn clear(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What it waits for, if it does.
+    #[must_use]
+    pub fn reason(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl SourceContext {

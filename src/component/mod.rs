@@ -18,7 +18,7 @@ mod transform;
 mod units;
 
 pub use crate::record::Rejected;
-pub use context::{BuildContext, Clients, EpochRequest, EpochRequests, SourceContext};
+pub use context::{BuildContext, Clients, EpochRequest, EpochRequests, SourceContext, Waiting};
 pub use error::{BuildError, SinkError, SourceError};
 pub use nearest::nearest;
 pub use output::{Output, Port};

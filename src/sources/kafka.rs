@@ -158,9 +158,9 @@ impl Source for KafkaSource {
         let run = consumer.next_run();
         Box::pin(try_stream! {
             let starting = Arc::clone(&consumer);
-            let epochs = cx.epochs.clone();
+            let (epochs, waiting) = (cx.epochs.clone(), cx.waiting.clone());
             let _ended_when_dropped = EndRun { consumer: Arc::clone(&consumer), run };
-            cx.runtime.blocking(move || starting.begin_run(run, epochs)).await?;
+            cx.runtime.blocking(move || starting.begin_run(run, epochs, waiting)).await?;
             let mut reader = Reader::new(Arc::clone(&consumer));
             loop {
                 match reader.next() {

@@ -221,12 +221,17 @@ mod tests {
     use futures::StreamExt;
 
     use super::*;
-    use crate::component::EpochRequests;
+    use crate::component::{EpochRequests, Waiting};
     use crate::runtime::Runtime;
     use crate::testing::harness::texts;
 
     fn context() -> SourceContext {
-        SourceContext { committed: Arc::default(), epochs: EpochRequests::channel().0, runtime: Runtime::system() }
+        SourceContext {
+            committed: Arc::default(),
+            epochs: EpochRequests::channel().0,
+            runtime: Runtime::system(),
+            waiting: Waiting::default(),
+        }
     }
 
     fn source(input: impl Read + Send + 'static) -> StdinSource {

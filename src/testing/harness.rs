@@ -16,6 +16,7 @@ use crate::component::node::{Kind, Node};
 use crate::component::{
     BoxSink, BoxSource, BoxTransform, BuildContext, BuiltSource, CheckContext, Clients, CompiledSink, CompiledSource,
     CompiledTransform, EpochRequests, Output, Problem, Pulled, Settled, SinkError, SourceContext, SourceError, Span,
+    Waiting,
 };
 use crate::config::{ProcessEnvironment, SourceFile, load};
 use crate::delivery::{Changes, Participants, Positions, checkpoint};
@@ -318,7 +319,12 @@ fn pull(
 ) -> (mpsc::Sender<oneshot::Sender<Item>>, JoinHandle<BoxSource>) {
     let (pulls, mut asked) = mpsc::channel::<oneshot::Sender<Item>>(1);
     let runtime = Runtime::system();
-    let cx = SourceContext { committed, epochs: EpochRequests::channel().0, runtime: runtime.clone() };
+    let cx = SourceContext {
+        committed,
+        epochs: EpochRequests::channel().0,
+        runtime: runtime.clone(),
+        waiting: Waiting::default(),
+    };
     let task = runtime.spawn(async move {
         let mut stream = source.stream(cx);
         // An item that came when nobody waited any more.

@@ -34,6 +34,8 @@ struct Inner {
     waiting_since: Option<Instant>,
     /// When the last run failed.
     last_failure: Option<Instant>,
+    /// Since when a source waits for something that is not a record.
+    source_waits_since: Option<Instant>,
     /// The first failure after the last commit.
     failed_since: Option<Instant>,
     /// Whether it failed too often without a commit in between.
@@ -72,6 +74,7 @@ impl Progress {
             in_phase_since: clock.now(),
             waits: false,
             waiting_since: None,
+            source_waits_since: None,
             last_failure: None,
             failed_since: None,
             failing: false,
@@ -94,7 +97,7 @@ impl Progress {
             // Between states without progress it counts on from the last progress.
             let halted = match state {
                 PipelineState::Failing => inner.failed_since,
-                PipelineState::Stuck => inner.waiting_since,
+                PipelineState::Stuck => inner.waiting_since.or(inner.source_waits_since),
                 _ => None,
             };
             let now = self.clock.wall().as_secs_f64();
@@ -225,9 +228,16 @@ impl Progress {
             let is_long = |since: Instant| now.duration_since(since) >= self.patience;
             let waits = inner.waits && inner.waiting_since.is_some_and(is_long);
             let trouble = self.troubles.first();
+            let source = self.troubles.first_source();
+            inner.source_waits_since = source.is_some().then(|| inner.source_waits_since.unwrap_or(now));
+            let source = source.filter(|_| inner.source_waits_since.is_some_and(is_long));
             match inner.phase {
                 PipelineState::Running if waits => {
                     let (stage, reason) = trouble.unwrap_or_else(|| self.last_to_settle(inner));
+                    inner.halt(&stage, reason);
+                }
+                PipelineState::Running if source.is_some() => {
+                    let (stage, reason) = source.expect("guarded");
                     inner.halt(&stage, reason);
                 }
                 PipelineState::Starting if is_long(inner.in_phase_since) && trouble.is_some() => {
@@ -332,6 +342,31 @@ mod tests {
         let progress =
             Progress::new("p".into(), clock, board.clone(), metrics, Troubles::default(), interval, vec!["out".into()]);
         (progress, board, clock)
+    }
+
+    #[test]
+    fn a_source_that_waits_for_its_cluster_is_stuck_once_it_lasts() {
+        let (mut progress, board, _) = progress();
+        progress.patience = Duration::ZERO;
+        progress.enter(PipelineState::Running, None, None);
+        let waiting = progress.troubles.waiting(&"in".into());
+        progress.look(0);
+        assert_eq!(state(&board), PipelineState::Running);
+        waiting.set("no broker answers".to_owned());
+        progress.look(0);
+        let status = board.get("p").unwrap();
+        let told = (status.state, status.stage.as_deref(), status.reason.as_deref());
+        assert_eq!(told, (PipelineState::Stuck, Some("in"), Some("no broker answers")));
+        waiting.clear();
+        progress.look(0);
+        let status = board.get("p").unwrap();
+        assert_eq!((status.state, status.reason), (PipelineState::Running, None));
+        // It is told at once, and not called stuck before it lasts.
+        progress.patience = Duration::from_hours(1);
+        waiting.set("no broker answers".to_owned());
+        progress.look(0);
+        let status = board.get("p").unwrap();
+        assert_eq!((status.state, status.stage.as_deref()), (PipelineState::Running, Some("in")));
     }
 
     fn state(board: &StatusBoard) -> PipelineState {

@@ -185,6 +185,7 @@ pub(super) fn wire(plan: &Plan, parts: &Parts, shared: &Shared) -> Wired {
                 committed: parts.ledger.accounts[index].committed(),
                 epochs: shared.requests.clone(),
                 runtime: shared.runtime.clone(),
+                waiting: shared.troubles.waiting(&stage.name),
             },
             codec: stage.compiled.codec,
             lanes: ports,

@@ -1,5 +1,6 @@
 //! Topics that come later than the pipeline that names them.
 
+use crate::broker::wait::wait_until;
 use crate::broker::{Broker, unique};
 use crate::{GUARANTEES, SOON, home, orders};
 
@@ -12,8 +13,13 @@ fn a_source_topic_that_does_not_exist_yet_is_waited_for() {
         let home = home(broker);
         home.write("etl.yaml", orders::pipeline(&name, guarantee, &source, &sink, ""));
         let mut weir = home.start("etl.yaml");
-        weir.wait_log(&[&source], SOON);
-        weir.must_run();
+        wait_until("it to say what it waits for", SOON, || {
+            weir.must_run();
+            weir.get(&format!("/ready/{name}")).is_some_and(|(status, body)| {
+                let why = "waiting for a topic that does not exist";
+                status == 503 && [why, &source, "\"stage\":\"orders\""].iter().all(|words| body.contains(words))
+            })
+        });
 
         broker.create_topic(&source, 2, &[]);
         broker.produce(&source, (0..COUNT).map(orders::order));

@@ -103,3 +103,40 @@ fn rule_10_a_transaction_whose_broker_stands_still_or_dies_is_parked_and_moves_o
     assert_eq!(weir.stop(SOON), 0);
     orders::assert_exactly(&broker.consume_all_committed(&sink), COUNT);
 }
+
+/// Whether `/ready` says that the pipeline does not move, at this stage and for this reason.
+fn tells(weir: &Weir, name: &str, why: &str) -> bool {
+    weir.get(&format!("/ready/{name}")).is_some_and(|(status, body)| {
+        status == 503 && body.contains("\"stage\":\"orders\"") && body.contains(why) && body.contains("\"since\"")
+    })
+}
+
+#[test]
+fn a_source_whose_cluster_is_away_is_named_until_it_is_back() {
+    const COUNT: u64 = 10_000;
+    let (from, to) = (Broker::start_new(), Broker::shared());
+    let (source, sink, name) = (from.topic("orders", 4), to.topic("totals", 4), unique("etl"));
+    from.produce(&source, (0..COUNT).map(orders::order));
+    from.kill();
+    let mut home = home(&from);
+    home.set("OTHER_BROKERS", to.address());
+    let pipeline = orders::pipeline(&name, "at_least_once", &source, &sink, "");
+    let (sources, sinks) = pipeline.split_once("sinks:").expect("it has sinks");
+    home.write("etl.yaml", format!("{sources}sinks:{}", sinks.replace("KAFKA_BROKERS", "OTHER_BROKERS")));
+    let mut weir = home.start("etl.yaml");
+    let why = "no broker of the source answers";
+    wait_until("it to say that the source's cluster is away", SOON, || tells(&weir, &name, why));
+    from.start();
+    to.reader(&sink).read_until(orders::kept(COUNT), SOON);
+    is_ready_again(&mut weir, &name);
+
+    // And while it runs, with nothing to read.
+    from.kill();
+    wait_until("it to say it again", SOON, || tells(&weir, &name, why));
+    let stuck = weir.metric("weir_pipeline_stuck", &[("pipeline", &name), ("component", "orders")]);
+    assert_eq!(stuck, Some(1.0));
+    from.start();
+    is_ready_again(&mut weir, &name);
+    assert_eq!(weir.get("/live").map(|(status, _)| status), Some(200));
+    assert_eq!(weir.stop(SOON), 0);
+}

@@ -46,7 +46,7 @@ pub(crate) use settings::GroupSettings;
 use unheld::Unheld;
 
 use crate::clock::Instant;
-use crate::component::{EpochRequests, SourceError};
+use crate::component::{EpochRequests, SourceError, Waiting};
 use crate::delivery::{CommitPositions, Decision, Mark, Positions};
 use crate::record::Partition;
 
@@ -96,6 +96,10 @@ struct State {
     fault: Option<SourceError>,
     /// The client met an error that it does not survive.
     dead: bool,
+    /// Where it says what it waits for.
+    waiting: Waiting,
+    /// A topic is not there that is read.
+    topic_missing: bool,
     /// When the identity was last given to another member.
     fenced: Option<Instant>,
     found: Found,
@@ -132,7 +136,7 @@ impl ClientContext for Context {
     }
 
     fn stats_raw(&self, statistics: &[u8]) {
-        self.group.publish_lag(statistics);
+        self.group.look_at(statistics);
     }
 
     fn error(&self, _: KafkaError, _: &str) {
@@ -219,7 +223,12 @@ impl GroupConsumer {
     // The life of the client.
 
     /// Starts a run: joins the group if this is the first one, else goes back to what was committed. Blocks.
-    pub(crate) fn begin_run(self: &Arc<Self>, run: u64, epochs: EpochRequests) -> Result<(), SourceError> {
+    pub(crate) fn begin_run(
+        self: &Arc<Self>,
+        run: u64,
+        epochs: EpochRequests,
+        waiting: Waiting,
+    ) -> Result<(), SourceError> {
         let _one_at_a_time = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
         if self.runs.load(Ordering::Acquire) != run {
             return Err(SourceError::Retry("a later run has begun".to_owned()));
@@ -232,6 +241,11 @@ impl GroupConsumer {
         let rewinds = {
             let mut state = self.state();
             state.epochs = Some(epochs);
+            // What an earlier run waited for is waited for until the next look.
+            let former = std::mem::replace(&mut state.waiting, waiting).reason();
+            if let Some(reason) = former {
+                state.waiting.set(reason);
+            }
             state.fault = None;
             state.assignment.rewind()
         };

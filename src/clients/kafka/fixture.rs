@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::config::Options;
 use crate::component::{
     BoxSink, BoxSource, BuildContext, CheckContext, Clients, CompiledSink, CompiledSource, EpochRequest, EpochRequests,
-    Pulled, SourceContext, SourceError, Span, Spanned,
+    Pulled, SourceContext, SourceError, Span, Spanned, Waiting,
 };
 use crate::delivery::{CommitPositions, Positions};
 use crate::expr::Schema;
@@ -89,7 +89,12 @@ impl Process {
 /// A run's context, and the coordinator's end of it.
 pub(crate) fn run() -> (SourceContext, mpsc::Receiver<EpochRequest>) {
     let (epochs, requests) = EpochRequests::channel();
-    let cx = SourceContext { committed: Arc::new(Positions::new()), epochs, runtime: Runtime::system() };
+    let cx = SourceContext {
+        committed: Arc::new(Positions::new()),
+        epochs,
+        runtime: Runtime::system(),
+        waiting: Waiting::default(),
+    };
     (cx, requests)
 }
 

@@ -76,6 +76,7 @@ impl GroupConsumer {
     pub(super) fn warn_of_missing(&self) {
         let settings = &self.settings;
         settings.metrics.error("topic_missing");
+        self.state().topic_missing = true;
         if self.seldom.now("topic missing") {
             let topics = &settings.topics;
             tracing::warn!(component = %settings.source, "waiting for a topic that does not exist (of {topics})");

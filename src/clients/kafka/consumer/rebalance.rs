@@ -58,6 +58,7 @@ impl GroupConsumer {
             self.fault(SourceError::Retry(format!("cannot take on partitions: {error}")));
         }
         if !partitions.is_empty() {
+            self.state().topic_missing = false;
             tracing::info!(component = %self.settings.source, partitions = %names(&partitions), "partitions assigned");
         }
         self.wake.notify_one();

@@ -1,4 +1,4 @@
-//! The lag of each partition, out of librdkafka's statistics.
+//! The lag of each partition, and whether the cluster is there, out of librdkafka's statistics.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,20 @@ use crate::record::Partition;
 /// The part of librdkafka's statistics that we read.
 #[derive(Deserialize)]
 struct Statistics {
+    #[serde(default)]
+    brokers: BTreeMap<String, BrokerStatistics>,
     topics: BTreeMap<String, TopicStatistics>,
+    cgrp: Option<GroupStatistics>,
+}
+
+#[derive(Deserialize)]
+struct BrokerStatistics {
+    state: String,
+}
+
+#[derive(Deserialize)]
+struct GroupStatistics {
+    join_state: String,
 }
 
 #[derive(Deserialize)]
@@ -43,9 +56,48 @@ impl PartitionStatistics {
     }
 }
 
+impl Statistics {
+    /// Whether any broker answers.
+    fn is_connected(&self) -> bool {
+        self.brokers.values().any(|broker| matches!(broker.state.as_str(), "UP" | "UPDATE"))
+    }
+
+    /// Whether the member asks to be let into its group, and is not answered.
+    fn is_joining(&self) -> bool {
+        let asks = |state: &str| matches!(state, "wait-metadata" | "wait-join" | "wait-sync");
+        self.cgrp.as_ref().is_some_and(|group| asks(&group.join_state))
+    }
+}
+
 impl GroupConsumer {
-    pub(super) fn publish_lag(&self, statistics: &[u8]) {
+    /// Looks at the statistics, which come every few seconds.
+    pub(super) fn look_at(&self, statistics: &[u8]) {
         let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) else { return };
+        match self.waits_for(&statistics) {
+            Some(reason) => self.state().waiting.set(reason),
+            None => self.state().waiting.clear(),
+        }
+        self.publish_lag(&statistics);
+    }
+
+    /// What it waits for that is not a record.
+    fn waits_for(&self, statistics: &Statistics) -> Option<String> {
+        let settings = &self.settings;
+        if !statistics.is_connected() {
+            let brokers = settings.connection.addresses().unwrap_or_default();
+            return Some(format!("no broker of the source answers ({brokers})"));
+        }
+        let state = self.state();
+        if state.assignment.held().next().is_some() {
+            return None;
+        }
+        if state.topic_missing {
+            return Some(format!("waiting for a topic that does not exist (of {})", settings.topics));
+        }
+        statistics.is_joining().then(|| format!("waiting to become a member of group `{}`", settings.group))
+    }
+
+    fn publish_lag(&self, statistics: &Statistics) {
         let state = self.state();
         for held in state.assignment.held() {
             let Partition { topic, number, .. } = &*held.origin;
@@ -76,6 +128,21 @@ mod tests {
         assert_eq!((partition.lo_offset, partition.ls_offset, partition.next_offset), (3, 12, 11));
         assert_eq!(partition.lag(Some(8), false), Some(4));
         assert_eq!(partition.lag(None, false), Some(9));
+    }
+
+    #[test]
+    fn a_cluster_answers_if_one_of_its_brokers_does() {
+        let read = |states: [&str; 2], joining: &str| {
+            let [one, two] = states;
+            let brokers = format!(r#""a/1": {{ "state": "{one}" }}, "b/2": {{ "state": "{two}" }}"#);
+            let group = format!(r#""cgrp": {{ "state": "up", "join_state": "{joining}" }}"#);
+            let text = format!(r#"{{ "brokers": {{ {brokers} }}, "topics": {{}}, {group} }}"#);
+            let statistics: Statistics = serde_json::from_str(&text).unwrap();
+            (statistics.is_connected(), statistics.is_joining())
+        };
+        assert_eq!(read(["DOWN", "UP"], "steady"), (true, false));
+        assert_eq!(read(["DOWN", "TRY_CONNECT"], "init"), (false, false));
+        assert_eq!(read(["UP", "INIT"], "wait-join"), (true, true));
     }
 
     #[test]
