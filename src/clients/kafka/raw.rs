@@ -260,7 +260,8 @@ impl GroupMetadata {
         let metadata = Self(NonNull::new(metadata)?);
         // SAFETY: alive.
         let generation = unsafe { sys::rd_kafka_consumer_group_metadata_generation_id(metadata.0.as_ptr()) };
-        (generation >= 0).then_some(metadata)
+        // 0 is the epoch in which a member asks to be let in, where the broker assigns.
+        (generation > 0).then_some(metadata)
     }
 }
 

@@ -1,8 +1,9 @@
 //! The group's commit as the judge of a local transaction: it is made or it is not, and later it can be told which.
 //!
-//! Every commit carries its mark. One that is in doubt is made again, until the broker has taken or refused it; nothing
-//! else moves meanwhile. One that a crash left is asked for by the next process, as a member of the group: what its
-//! predecessor still had under way is refused from then on.
+//! Every commit carries its mark. One that is in doubt is made again, until the broker has taken it, or it can be made no
+//! more; nothing else moves meanwhile. What became of it then is asked by the next run, or the next process, as a member of
+//! the group: what its predecessor still had under way is refused from then on. Only a commit that was never sent is known
+//! not to be made: the client sends a request again by itself, and tells of the last answer only.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -23,6 +24,8 @@ const JOIN_LIMIT: Duration = Duration::from_secs(10);
 /// What became of one try.
 enum Try {
     Done,
+    /// It was not sent.
+    NotSent(String),
     /// It was not taken, and another try would not be.
     Refused(String),
     /// It was not taken, because the group is rebalancing: either that ends and the partitions are still held, or they
@@ -46,11 +49,11 @@ impl GroupConsumer {
         }
         let clock = self.settings.runtime.clock();
         let started = clock.now();
-        let mut in_doubt = false;
+        let (mut was_sent, mut in_doubt) = (false, false);
+        let not_made = |why, was_sent| if was_sent { Decision::Unknown(why) } else { Decision::No(why) };
         loop {
             let Some(client) = self.client() else {
-                let why = "the consumer is closed".to_owned();
-                return if in_doubt { Decision::Unknown(why) } else { Decision::No(why) };
+                return not_made("the consumer is closed".to_owned(), was_sent);
             };
             if in_doubt && self.is_given_up() {
                 // Only whoever asks next makes a new client, and it waits for us.
@@ -58,14 +61,10 @@ impl GroupConsumer {
             }
             match self.try_decide(&client, mark, positions) {
                 Try::Done => return Decision::Yes,
-                Try::Refused(why) if in_doubt => match self.ask(&client, mark, positions) {
-                    Ok(true) => return Decision::Yes,
-                    Ok(false) => return Decision::No(why),
-                    Err(error) => self.say(&format!("a commit is in doubt, and the broker cannot be asked: {error}")),
-                },
-                Try::Refused(why) => return Decision::No(why),
+                Try::NotSent(why) => return not_made(why, was_sent),
+                Try::Refused(why) => return Decision::Unknown(why),
                 Try::NotNow(why) if !in_doubt && clock.now().duration_since(started) > COMMIT_LIMIT => {
-                    return Decision::No(why);
+                    return Decision::Unknown(why);
                 }
                 Try::NotNow(_) => {}
                 Try::InDoubt(why) => {
@@ -73,6 +72,7 @@ impl GroupConsumer {
                     self.say(&format!("a commit is in doubt, and is made again: {why}"));
                 }
             }
+            was_sent = true;
             std::thread::sleep(PAUSE);
         }
     }
@@ -85,7 +85,7 @@ impl GroupConsumer {
             let state = self.state();
             let offsets = match state.assignment.committable_together(positions) {
                 Ok(offsets) => offsets,
-                Err(why) => return Try::Refused(why),
+                Err(why) => return Try::NotSent(why),
             };
             let lineage = |partition: &Arc<Partition>| {
                 state.lineages.get(partition).cloned().unwrap_or_else(|| Lineage::read(""))
@@ -99,7 +99,7 @@ impl GroupConsumer {
         // Offsets without a generation would be taken by a group that has become empty, whoever had read them.
         if GroupMetadata::of(client).is_none() || client.assignment_lost() {
             let group = &self.settings.group;
-            return Try::Refused(format!("this process is not a member of group `{group}` right now"));
+            return Try::NotSent(format!("this process is not a member of group `{group}` right now"));
         }
         let made = offset_list(&offsets).and_then(|list| {
             for ((partition, _), lineage) in offsets.iter().zip(&lineages) {
@@ -212,10 +212,14 @@ fn has_happened(mark: &Mark, partitions: &[(Position, Option<(i64, &Lineage)>)])
 mod tests {
     use std::sync::Arc;
 
+    use rdkafka::bindings::rd_kafka_resp_err_t as Error;
+    use rdkafka::types::RDKafkaApiKey;
+
     use super::super::tests::{commit_unnoticed, rejoin};
     use super::*;
     use crate::clients::kafka::PipelineGroups;
     use crate::clients::kafka::fixture::{Process, SOON, draft, positions, pull, run, unique, write};
+    use crate::clients::kafka::raw::MockBroker;
     use crate::component::BoxSource;
     use crate::delivery::CommitPositions;
     use crate::runtime::Runtime;
@@ -337,6 +341,26 @@ mod tests {
         Runtime::system().blocking(move || rejoin(&group)).await;
         let outcome = one.judge.decide(mark("a", 1), first.clone()).await;
         assert!(matches!(&outcome, Decision::No(why) if why.contains("taken away")), "{outcome:?}");
+        assert!(!one.is_decided(mark("a", 1), &first).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_that_was_sent_is_not_said_to_be_not_made() {
+        let broker = MockBroker::start().unwrap();
+        broker.create_topic("in", 1);
+        let process = Process::new("one", false);
+        let (mut to, mut from) = (sink_config("in"), config(&unique("group"), "in"));
+        to.set_brokers(&broker.address());
+        from.set_brokers(&broker.address());
+        write(&mut sink_to(&process, to).await, &[draft("first")]).await;
+        let (source, judge) = process.source(&compiled(from));
+        let mut one = Reading { source, judge, process };
+        let first = one.read().await;
+        // It may have been taken before the answer that is seen: the client sends a request again by itself.
+        broker.fail_next(RDKafkaApiKey::OffsetCommit as i16, &[Error::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION]);
+        let outcome = one.judge.decide(mark("a", 1), first.clone()).await;
+        assert!(matches!(outcome, Decision::Unknown(_)), "{outcome:?}");
+        // Who asks as a member of the next generation learns it.
         assert!(!one.is_decided(mark("a", 1), &first).await);
     }
 
