@@ -335,7 +335,7 @@ impl KafkaSink {
                     room.as_mut().enable();
                     // There may have been room just before we listened.
                     outcome = enqueuing.enqueue(topic, outgoing);
-                    if outcome == Err(Code::QueueFull) {
+                    if outcome == Err(Code::QueueFull) && !live.has_failed() {
                         room.await;
                         continue;
                     }
@@ -347,11 +347,11 @@ impl KafkaSink {
                         break;
                     }
                     // The transaction has failed, or the client, and what is under way tells why.
-                    Err(code @ (Code::State | Code::Fatal)) => {
+                    Err(code @ (Code::State | Code::Fatal | Code::QueueFull)) => {
                         if code == Code::Fatal {
                             live.set_failed();
                         }
-                        enqueuing.fail(code);
+                        enqueuing.fail(if code == Code::QueueFull { Code::State } else { code });
                         return Ok(enqueuing);
                     }
                     Err(code) => return Err(producer::failed(code)),

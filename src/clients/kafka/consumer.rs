@@ -104,6 +104,9 @@ struct State {
     fenced: Option<Instant>,
     found: Found,
     unheld: Unheld,
+    /// Makes the polling thread panic.
+    #[cfg(test)]
+    panics: bool,
 }
 
 struct Running {
@@ -489,9 +492,26 @@ pub(crate) struct GroupOffsets {
     pub(crate) metadata: GroupMetadata,
 }
 
+/// Tells the run that reads if the polling thread panics: its records would stay away for ever.
+struct Watched<'a>(&'a GroupConsumer);
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The queues must go before the client does.
+            let held = std::mem::take(&mut self.0.state().assignment);
+            drop(held);
+            self.0.give_up(SourceError::Retry("the thread of the consumer has panicked".to_owned()));
+        }
+    }
+}
+
 fn keep_polling(client: &Client) {
     let group = &client.context().group;
+    let _watched = Watched(group);
     while !client.context().is_closing() && group.look_for_topics(client) {
+        #[cfg(test)]
+        assert!(!std::mem::take(&mut group.state().panics), "as a test has asked");
         group.claim_what_nobody_holds(client);
         match client.poll(POLL) {
             None => {}
@@ -607,6 +627,11 @@ pub(crate) mod tests {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, number, Offset::Offset(offset)).unwrap();
         group.client().unwrap().commit(&list, CommitMode::Sync).unwrap();
+    }
+
+    /// Makes the polling thread panic.
+    pub(crate) fn panic_soon(group: &GroupConsumer) {
+        group.state().panics = true;
     }
 
     /// Where a new run would go on.

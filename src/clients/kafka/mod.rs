@@ -52,6 +52,12 @@ impl PipelineClients {
         inner.producers.values().filter(|producer| producer.writes(topic)).map(Arc::clone).collect()
     }
 
+    /// The transaction, if there is one.
+    #[cfg(test)]
+    pub(crate) fn current_transaction(&self) -> Option<Arc<KafkaTransaction>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).transaction.clone()
+    }
+
     /// The pipeline's transaction over a producer.
     ///
     /// # Errors

@@ -324,6 +324,13 @@ impl Live {
         self.account.failed.load(Ordering::Acquire)
     }
 
+    /// Makes the polling thread panic.
+    #[cfg(test)]
+    pub(crate) fn panic_soon(&self) {
+        self.account.panics.store(true, Ordering::Release);
+        self.raw.interrupt();
+    }
+
     /// Marks it as of no more use.
     pub(crate) fn set_failed(&self) {
         self.account.failed.store(true, Ordering::Release);
@@ -443,6 +450,19 @@ impl Drop for Enqueuing {
     }
 }
 
+/// Answers all that wait if the polling thread panics: nobody else would.
+struct Watched(Arc<Account>);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(true, Ordering::Release);
+            lock(&self.0.slots).give_up("the thread of the producer has panicked");
+            self.0.room.notify_waiters();
+        }
+    }
+}
+
 /// The polling thread.
 struct Polling {
     raw: Arc<raw::Producer<Context>>,
@@ -458,7 +478,10 @@ struct Polling {
 
 impl Polling {
     fn run(self) {
+        let _watched = Watched(Arc::clone(&self.account));
         while !self.account.stop.load(Ordering::Acquire) {
+            #[cfg(test)]
+            assert!(!self.account.panics.swap(false, Ordering::AcqRel), "as a test has asked");
             self.raw.poll(POLL, |event| self.handle(event));
             self.stop_behind_a_gap();
             // Only now, because a record leaves the queue when the event that tells its fate is freed.

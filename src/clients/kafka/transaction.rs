@@ -69,6 +69,9 @@ struct Inner {
     same_cluster: AtomicBool,
     /// Since when the broker may hold a transaction of this producer open.
     opened: Mutex<Option<Instant>>,
+    /// Makes the thread panic.
+    #[cfg(test)]
+    panics: AtomicBool,
     fenced: Mutex<Option<Instant>>,
 }
 
@@ -104,6 +107,8 @@ impl KafkaTransaction {
             closing: AtomicBool::new(false),
             same_cluster: AtomicBool::new(false),
             opened: Mutex::new(None),
+            #[cfg(test)]
+            panics: AtomicBool::new(false),
             fenced: Mutex::new(None),
         };
         Self { inner: Arc::new(inner), worker: Mutex::new(None) }
@@ -153,8 +158,12 @@ impl KafkaTransaction {
                 .map_err(|error| format!("cannot start a thread: {error}"))?;
             *worker = Some(Worker { jobs, thread });
         }
-        let worker = worker.as_ref().expect("started above");
-        worker.jobs.send(job).map_err(|_| GONE.to_owned())
+        let sent = worker.as_ref().expect("started above").jobs.send(job);
+        if sent.is_err() {
+            // It has panicked. Whoever comes next finds a new one.
+            *worker = None;
+        }
+        sent.map_err(|_| GONE.to_owned())
     }
 }
 
@@ -233,8 +242,11 @@ impl Inner {
 
     fn run(&self, jobs: &mpsc::Receiver<Job>) {
         loop {
+            let job = jobs.recv_timeout(WATCH);
+            #[cfg(test)]
+            assert!(!self.panics.swap(false, Ordering::AcqRel), "as a test has asked");
             // Nobody waits for an answer any more if its pipeline was torn down.
-            match jobs.recv_timeout(WATCH) {
+            match job {
                 Ok(Job::Fence(done)) => drop(done.send(self.fence())),
                 Ok(Job::Commit(offsets, done)) => drop(done.send(self.commit(&offsets))),
                 Ok(Job::Abort(done)) => drop(done.send(self.abort())),
@@ -491,12 +503,13 @@ mod tests {
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr as Error};
 
     use super::*;
+    use crate::clients::kafka::PipelineClients;
     use crate::clients::kafka::assignment::BEGINNING;
     use crate::clients::kafka::config::Options;
-    use crate::clients::kafka::consumer::tests::{commit_unnoticed, noted};
-    use crate::clients::kafka::fixture::{Process, bodies, draft, options, positions, pull, run, unique, write};
+    use crate::clients::kafka::consumer::tests::{commit_unnoticed, noted, panic_soon};
+    use crate::clients::kafka::fixture::{Process, SOON, bodies, draft, options, positions, pull, run, unique, write};
     use crate::clients::kafka::raw::MockBroker;
-    use crate::component::{BoxSink, BoxSource, Pulled};
+    use crate::component::{BoxSink, BoxSource, Pulled, SourceError};
     use crate::record::Partition;
     use crate::runtime::Runtime;
     use crate::sinks::kafka::tests as sinks;
@@ -676,6 +689,43 @@ mod tests {
             assert!(took > Duration::from_secs(1), "{took:?}");
             assert!(matches!(outcome, Committed::Aborted(_)), "{outcome:?}");
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_thread_that_panics_is_noticed_and_replaced() {
+        let mut pipeline = Pipeline::start(10).await;
+        let pulled = pipeline.run(10).await;
+        // That of the transaction.
+        let transaction = pipeline.process.clients.shared(PipelineClients::default).current_transaction().unwrap();
+        transaction.inner.panics.store(true, Ordering::Release);
+        assert!(matches!(pipeline.commit(&pulled).await, Committed::Aborted(_)));
+        while pipeline.transaction.fence().await.is_err() {}
+        let pulled = pipeline.run(10).await;
+
+        // That of the producer: what is under way is answered, and what comes later too.
+        let live = transaction.producer().current().unwrap();
+        live.panic_soon();
+        let told = tokio::time::timeout(SOON, async {
+            loop {
+                let answer = match pipeline.sink.write(Arc::new(pulled[0].batch.clone())).await {
+                    Ok(answer) => answer.await.map(|_| ()),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = answer {
+                    break error;
+                }
+            }
+        });
+        assert!(matches!(told.await.unwrap(), SinkError::Outage(_)));
+        pipeline.run(10).await;
+
+        // That of the consumer.
+        panic_soon(&pipeline.group());
+        let (cx, _requests) = run();
+        let failed = tokio::time::timeout(SOON, pull(&mut pipeline.source, cx, usize::MAX)).await.unwrap();
+        assert!(matches!(failed, Err(SourceError::Retry(_))), "{failed:?}");
+        let pulled = pipeline.run(10).await;
+        assert_eq!(pipeline.commit(&pulled).await, Committed::Yes);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -20,6 +20,9 @@ pub(super) struct Account {
     /// Why the brokers turn the client away, since they last did.
     pub(super) turned_away: Mutex<Option<String>>,
     pub(super) stop: AtomicBool,
+    /// Makes the polling thread panic.
+    #[cfg(test)]
+    pub(super) panics: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +37,8 @@ pub(super) struct Slots {
     /// could tell it is under way: the client fails all that it holds when a broker refuses one request, and often tells of
     /// that request last.
     victims: Vec<usize>,
+    /// Why no record gets a fate any more.
+    given_up: Option<&'static str>,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +75,20 @@ impl Slots {
             self.all.len() - 1
         };
         self.under_way += 1;
+        if let Some(why) = self.given_up {
+            self.give_up(why);
+        }
         (at, answered)
+    }
+
+    /// Nobody will tell of any fate any more: all that wait are answered so, and all that come.
+    pub(super) fn give_up(&mut self, why: &'static str) {
+        self.given_up = Some(why);
+        for slot in &mut self.all {
+            if let Some(answer) = slot.answer.take() {
+                let _ = answer.send(Err(SinkError::Outage(why.to_owned())));
+            }
+        }
     }
 
     /// Notes the fate of a record of a batch.
@@ -183,6 +201,20 @@ mod tests {
             answer.try_recv().unwrap().unwrap().refused.iter().map(|refusal| refusal.record).collect();
         assert_eq!(refused, [0, 2]);
         assert_eq!(slots.open(1).0, first, "a slot is used again");
+    }
+
+    #[test]
+    fn who_waits_for_a_thread_that_panicked_is_told() {
+        let mut slots = Slots::default();
+        let (first, mut answer) = slots.open(3);
+        slots.give_up("gone");
+        let told = || Err(SinkError::Outage("gone".to_owned()));
+        assert_eq!(answer.try_recv().unwrap(), told());
+        let (second, mut later) = slots.open(1);
+        assert_eq!(later.try_recv().unwrap(), told());
+        // What is discharged later changes nothing.
+        slots.discharge(first, 3);
+        slots.discharge(second, 1);
     }
 
     #[test]
