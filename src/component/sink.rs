@@ -54,6 +54,11 @@ pub trait Sink: Send + 'static {
     /// for: after it returns and they are in, a crash loses nothing written before.
     fn flush(&mut self) -> BoxFuture<'_, Result<(), SinkError>>;
 
+    /// Learns anew what it knows of the other side. Called before a record that was refused is tried again.
+    fn refresh(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// When a barrier is wanted even if nothing moves until then: a file that is old enough is finished at one. Asked
     /// after each call.
     fn wants_barrier_at(&self) -> Option<Instant> {

@@ -463,6 +463,10 @@ impl Sink for KafkaSink {
         })
     }
 
+    fn refresh(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(self.producer.refresh_limits(LIMITS_AGE_AT_START))
+    }
+
     /// An answer means that all replicas have the records, so there is nothing to flush; what a topic takes is looked up
     /// here now and then.
     fn flush(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {

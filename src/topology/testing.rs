@@ -107,6 +107,8 @@ pub(super) struct World {
     spoilt: AtomicBool,
     /// How often making durable what was written fails from now on.
     pub(super) flushes_fail: AtomicUsize,
+    /// How often the sink `out` was asked to make durable what was written.
+    pub(super) flushes: AtomicUsize,
     /// Whether a transaction is open.
     pub(super) open: AtomicBool,
 }
@@ -497,6 +499,7 @@ impl Sink for TestSink {
         if self.transactional {
             self.silent_until = Some(self.world.commits.load(Ordering::Relaxed) + 1);
         }
+        self.world.flushes.fetch_add(usize::from(&*self.name == "out"), Ordering::Relaxed);
         let left = &self.world.flushes_fail;
         let fails = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
         async move { if fails { Err(SinkError::Rewind("the disk is full".to_owned())) } else { Ok(()) } }.boxed()

@@ -108,6 +108,11 @@ impl SharedProducer {
         lock(&self.topics).of(topic)
     }
 
+    /// Whether it is time to say this (again).
+    pub(crate) fn may_say(&self, what: &str) -> bool {
+        self.seldom.now(what)
+    }
+
     /// Asks for the limits of all topics, unless the answer is younger than `max_age`.
     pub(crate) async fn refresh_limits(&self, max_age: Duration) {
         if self.settings.connection.is_embedded() {

@@ -253,8 +253,7 @@ impl SinkTask {
             while let [first, ..] = refused.as_slice() {
                 let error = format!("a record was refused, and is tried again until it is taken: {}", first.error);
                 retry.wait(&error).await;
-                // What the sink knows of the other side may be old.
-                self.flush(sink).await?;
+                waits_at_work(self.alone.as_ref(), async { sink.refresh().await }).await?;
                 let outcome = caught(self.write(sink, &batch).await?).await;
                 refused = self.answered(sink, &batch, outcome).await?.refused;
             }
@@ -414,6 +413,8 @@ mod tests {
             assert_eq!(run.end().await.end, PipelineEnd::Finished);
             let came = kit.world.of("out");
             assert_eq!(came.len(), kit.all_but(&[]).len(), "each once");
+            // Each of its instances at the only barrier, and none for a record that is tried again.
+            assert_eq!(kit.world.flushes.load(Ordering::Relaxed), kit.lanes);
             for number in 0..kit.partitions {
                 assert!(came.iter().filter(|id| id.0 == number).is_sorted(), "in order");
             }

@@ -36,7 +36,9 @@ impl Inner {
     /// committed. `None` if we are stopping.
     fn recover(&self, sent: &Sent) -> Option<bool> {
         let complain = |error: String| {
-            tracing::warn!(pipeline = %self.producer.settings().pipeline, "{error}");
+            if self.producer.may_say(&error) {
+                tracing::warn!(pipeline = %self.producer.settings().pipeline, "{error}");
+            }
             std::thread::sleep(PAUSE);
         };
         let mut live = None;
