@@ -213,11 +213,13 @@ mod tests {
     use std::sync::Arc;
 
     use rdkafka::bindings::rd_kafka_resp_err_t as Error;
+    use rdkafka::consumer::BaseConsumer;
     use rdkafka::types::RDKafkaApiKey;
 
     use super::super::tests::{commit_unnoticed, rejoin};
     use super::*;
     use crate::clients::kafka::PipelineGroups;
+    use crate::clients::kafka::embedded;
     use crate::clients::kafka::fixture::{Process, SOON, draft, positions, pull, run, unique, write};
     use crate::clients::kafka::raw::MockBroker;
     use crate::component::BoxSource;
@@ -362,6 +364,21 @@ mod tests {
         assert!(matches!(outcome, Decision::Unknown(_)), "{outcome:?}");
         // Who asks as a member of the next generation learns it.
         assert!(!one.is_decided(mark("a", 1), &first).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_8_who_is_in_no_generation_has_nothing_to_commit_with() {
+        let topic = Topic::new();
+        topic.write("first").await;
+        let mut one = topic.process();
+        one.read().await;
+        let joined = one.group().client().unwrap();
+        assert!(GroupMetadata::of(&joined).is_some());
+        // Of the same group, and not let in: an emptied group would take its offsets.
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", embedded::address().unwrap()).set("group.id", &topic.group);
+        let stranger: BaseConsumer = config.create().unwrap();
+        assert!(GroupMetadata::of(&stranger).is_none());
     }
 
     #[tokio::test(flavor = "multi_thread")]
