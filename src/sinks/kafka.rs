@@ -669,6 +669,27 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_right_that_librdkafka_gives_up_for_is_waited_for() {
+        let broker = MockBroker::start().unwrap();
+        broker.create_topic("out", 1);
+        let process = Process::new("one", false);
+        let mut config = config("out");
+        config.set_brokers(&broker.address());
+        let mut sink = sink_to(&process, config).await;
+        let denied = [Error::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED];
+        broker.fail_next(RDKafkaApiKey::Produce as i16, &denied);
+        let one = Arc::new(batch(&[draft("a")]));
+        let outcome = match sink.write(Arc::clone(&one)).await {
+            Ok(answer) => answer.await.err(),
+            Err(error) => Some(error),
+        };
+        assert!(matches!(outcome, Some(SinkError::Outage(_))), "{outcome:?}");
+        // The right is there: the next run has a client that is let in.
+        sink.open().await.unwrap();
+        assert_eq!(sink.write(one).await.unwrap().await.unwrap().refused, []);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn rule_15_keys_go_where_java_clients_send_them() {
         let (topic, process) = (unique("keys"), Process::new("one", false));
         let mut sink = sink_to(&process, config(&topic)).await;

@@ -21,7 +21,7 @@ pub(crate) enum Verdict {
     Suspect,
     /// This client may not do what it must: its credentials or its rights have to be mended outside.
     Denied,
-    /// As denied, and librdkafka gives the client up: a person must act, and the pipeline stops until then.
+    /// As denied, and librdkafka gives the client up: a new one has to ask.
     DeniedForGood,
     /// The topic or the partition is not there (any more).
     Missing,

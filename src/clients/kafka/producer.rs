@@ -552,7 +552,7 @@ impl Polling {
                 }
             }
             Verdict::Denied => self.denied.store(true, Ordering::Release),
-            Verdict::Broken => self.account.failed.store(true, Ordering::Release),
+            Verdict::DeniedForGood | Verdict::Broken => self.account.failed.store(true, Ordering::Release),
             _ => {}
         }
         Fate::Failed(code)

@@ -175,8 +175,7 @@ pub(super) fn is_consequence(code: Code) -> bool {
 pub(crate) fn failed(code: Code) -> SinkError {
     match verdict(code) {
         // The next run does not begin to write before the right is there.
-        Verdict::Denied => SinkError::Outage(format!("not allowed to write: {code}")),
-        Verdict::DeniedForGood => SinkError::Fatal(format!("not allowed to write: {code}")),
+        Verdict::Denied | Verdict::DeniedForGood => SinkError::Outage(format!("not allowed to write: {code}")),
         Verdict::Size | Verdict::Suspect => SinkError::Rewind(format!("records were not written: {code}")),
         _ => SinkError::Outage(format!("records were not written: {code}")),
     }
