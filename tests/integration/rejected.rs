@@ -1,6 +1,6 @@
 //! Records that a stage refuses: to the dead letter with the reason, or the pipeline stops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::broker::wait::wait_until;
@@ -211,4 +211,42 @@ fn a_record_that_spoils_the_request_it_travels_in_is_found_and_goes_to_the_dead_
     assert_eq!(letters[0].json()["key"], "future");
     assert_eq!(letters[0].header("weir-stage"), Some("totals"));
     assert!(letters[0].header("weir-error").is_some_and(|error| error.contains("timestamp")), "{guarantee}");
+}
+
+#[test]
+fn rule_14_a_record_without_a_key_does_not_reach_a_compacted_topic_and_stops_nothing() {
+    const COUNT: u64 = 500;
+    let broker = Broker::shared();
+    for guarantee in GUARANTEES {
+        let (source, sink, name) = (broker.topic("orders", 2), unique("table"), unique("etl"));
+        let dead = broker.topic("dead", 1);
+        broker.create_topic(&sink, 2, &[("cleanup.policy", "compact")]);
+        let keyless = |n: u64| n % 100 == 7;
+        let record = |n| {
+            let mut record = orders::order(n);
+            record.key = record.key.filter(|_| !keyless(n));
+            record
+        };
+        broker.produce(&source, (0..COUNT).map(record));
+        let home = home(broker);
+        let letters = format!("dead_letter:\n  kafka: {{ brokers: \"${{KAFKA_BROKERS}}\", topic: {dead} }}\n");
+        home.write("etl.yaml", orders::pipeline(&name, guarantee, &source, &sink, &letters));
+        let mut weir = home.start("etl.yaml");
+        wait_until("all to be committed", SOON, || {
+            weir.must_run();
+            broker.is_all_committed(&name, &source)
+        });
+        assert_eq!(weir.stop(SOON), 0);
+        let numbers = |topic: &str| -> BTreeSet<u64> {
+            let came = broker.consume_all_committed(topic);
+            came.iter().map(|record| record.json()["n"].as_u64().expect("each has its number")).collect()
+        };
+        let kept: BTreeSet<u64> = (0..COUNT).filter(|n| orders::mapped(*n).is_some()).collect();
+        let (without, with): (BTreeSet<u64>, BTreeSet<u64>) = kept.into_iter().partition(|n| keyless(*n));
+        assert_eq!(numbers(&sink), with, "{guarantee}");
+        assert_eq!(numbers(&dead), without, "{guarantee}");
+        let letters = broker.consume_all_committed(&dead);
+        let why = letters[0].header("weir-error").expect("a letter has a reason");
+        assert!(why.contains("key"), "{why}");
+    }
 }

@@ -153,10 +153,9 @@ impl SharedProducer {
     /// The client for a new run: a new one if there is none, if it has failed, or if it still holds records of the run
     /// before, which would then be written in between.
     pub(crate) fn fresh(&self, transactional_id: Option<&str>) -> Result<Arc<Live>, String> {
-        let smallest = self.smallest_batch();
         let mut live = lock(&self.live);
         if let Some(old) = live.as_ref() {
-            if !old.has_failed() && old.raw.outstanding() == 0 && old.batch_bytes() <= smallest {
+            if !old.has_failed() && old.raw.outstanding() == 0 && self.suits(old) {
                 return Ok(Arc::clone(old));
             }
             old.raw.purge();
@@ -171,21 +170,26 @@ impl SharedProducer {
         Ok(Arc::clone(live.insert(Arc::new(self.create(transactional_id)?))))
     }
 
+    /// Whether a client is sized for what the topics take by now.
+    pub(crate) fn suits(&self, live: &Live) -> bool {
+        let wanted = self.size();
+        live.size.batch <= wanted.batch && live.size.wanted_queue >= wanted.wanted_queue
+    }
+
+    fn size(&self) -> Size {
+        let topics = lock(&self.topics);
+        let queue = queue_bytes(self.settings.memory, topics.largest());
+        Size { batch: topics.smallest(), queue, wanted_queue: queue }
+    }
+
     fn create(&self, transactional_id: Option<&str>) -> Result<Live, String> {
-        let largest = lock(&self.topics).largest();
-        let mut size =
-            Size { batch_bytes: self.smallest_batch(), queue_bytes: queue_bytes(self.settings.memory, largest) };
+        let mut size = self.size();
         let config = self.client_config(transactional_id, size)?;
         // The pipeline's file may say another.
         if let Some(kbytes) = config.get(QUEUE_KBYTES).and_then(|kbytes| kbytes.parse::<usize>().ok()) {
-            size.queue_bytes = kbytes.saturating_mul(1024);
+            size.queue = kbytes.saturating_mul(1024);
         }
         Live::start(&config, self, size)
-    }
-
-    /// The largest batch that every topic takes.
-    pub(crate) fn smallest_batch(&self) -> usize {
-        lock(&self.topics).smallest()
     }
 
     /// How long a transaction may stay open.
@@ -199,8 +203,8 @@ impl SharedProducer {
             ("linger.ms", "5".to_owned()),
             // A record costs a few hundred bytes beside its content.
             ("queue.buffering.max.messages", (memory / 4096).clamp(4096, 32_768).to_string()),
-            ("batch.size", size.batch_bytes.to_string()),
-            (QUEUE_KBYTES, size.queue_bytes.div_ceil(1024).to_string()),
+            ("batch.size", size.batch.to_string()),
+            (QUEUE_KBYTES, size.queue.div_ceil(1024).to_string()),
         ];
         let mut fixed = vec![
             ("enable.idempotence", "true".to_owned()),
@@ -267,9 +271,11 @@ impl ClientContext for Context {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Size {
     /// The largest batch.
-    batch_bytes: usize,
+    batch: usize,
     /// All that is under way.
-    queue_bytes: usize,
+    queue: usize,
+    /// The same, as it would be if the pipeline's file did not say another.
+    wanted_queue: usize,
 }
 
 /// The room for what is under way: some batches, and at least one record as large as a topic takes, if that is no more than
@@ -311,7 +317,7 @@ impl Live {
             topics: Arc::clone(&shared.topics),
             denied: Arc::clone(&shared.denied),
             transactional: settings.transactional,
-            batch_bytes: size.batch_bytes,
+            batch_bytes: size.batch,
         };
         let thread = std::thread::Builder::new()
             .name("kafka-producer".to_owned())
@@ -341,14 +347,9 @@ impl Live {
         self.account.failed.store(true, Ordering::Release);
     }
 
-    /// The largest batch that it sends.
-    pub(crate) fn batch_bytes(&self) -> usize {
-        self.size.batch_bytes
-    }
-
     /// The room for all records that are under way, and so the largest record that it sends.
     pub(crate) fn queue_bytes(&self) -> usize {
-        self.size.queue_bytes
+        self.size.queue
     }
 
     /// Which of a topic's partitions hold a record of this client. Where a topic has grown, all begin anew.
@@ -576,8 +577,35 @@ mod tests {
             memory,
             runtime: Runtime::system(),
         });
-        let size = Size { batch_bytes: 1_000_000, queue_bytes: queue_bytes(memory, 1_000_000) };
-        producer.client_config(transactional_id, size).unwrap()
+        producer.client_config(transactional_id, producer.size()).unwrap()
+    }
+
+    #[test]
+    fn a_client_is_made_anew_where_a_topic_takes_more_or_less_than_before() {
+        let brokers = here("127.0.0.1:1".to_owned());
+        let connection =
+            Connection::check(Role::Producer, &brokers, None, None, &Options::new(), &mut check()).unwrap();
+        let producer = SharedProducer::new(ProducerSettings {
+            connection,
+            pipeline: "test".into(),
+            transactional: false,
+            memory: 256 << 20,
+            runtime: Runtime::system(),
+        });
+        let takes = |bytes: usize| {
+            let limits = Limits { batch_bytes: Some(bytes), ..Limits::default() };
+            lock(&producer.topics).told([("out".to_owned(), limits)].into());
+        };
+        takes(1_000_000);
+        let first = producer.fresh(None).unwrap();
+        assert!(producer.suits(&first));
+        takes(50_000_000);
+        assert!(!producer.suits(&first), "it has no room for the largest record");
+        let more = producer.fresh(None).unwrap();
+        assert!(producer.suits(&more) && more.queue_bytes() > 50_000_000, "{}", more.queue_bytes());
+        takes(10_000);
+        assert!(!producer.suits(&more), "its batches are too large");
+        assert_eq!(producer.fresh(None).unwrap().size.batch, 10_000);
     }
 
     #[test]

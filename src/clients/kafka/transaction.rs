@@ -311,8 +311,8 @@ impl Inner {
             }
             None => return Ok(self.renew(&id)?),
         };
-        // A topic takes less than was known: batches must be smaller, and only a new client makes them so.
-        if live.batch_bytes() > self.producer.smallest_batch() {
+        // A topic takes more or less than was known, and only a new client has such batches and such a queue.
+        if !self.producer.suits(&live) {
             return Ok(self.renew(&id)?);
         }
         match before {
