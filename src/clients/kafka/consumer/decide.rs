@@ -209,6 +209,9 @@ fn has_happened(mark: &Mark, partitions: &[(Position, Option<(i64, &Lineage)>)])
 }
 
 #[cfg(test)]
+mod crowd;
+
+#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
