@@ -12,7 +12,8 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, ThreadedProducer};
 pub(crate) const ARGUMENT: &str = "--bare-loop";
 
 /// Copies records from topic to topic until it is killed. The clients are set as Weir sets its own under the default
-/// memory budget.
+/// memory budget, for four partitions and topics that take as much as they do by default: `GroupSettings` and
+/// `SharedProducer` in `src/clients/kafka` have these figures.
 pub(crate) fn run(brokers: &str, source: &str, sink: &str, group: &str) -> ! {
     let consumer: BaseConsumer = settings(
         brokers,
@@ -23,8 +24,9 @@ pub(crate) fn run(brokers: &str, source: &str, sink: &str, group: &str) -> ! {
             ("auto.commit.interval.ms", "1000"),
             ("queued.max.messages.kbytes", "1024"),
             ("queued.min.messages", "4096"),
-            ("fetch.max.bytes", "4194304"),
-            ("fetch.queue.backoff.ms", "10"),
+            ("fetch.max.bytes", "2097152"),
+            ("fetch.queue.backoff.ms", "5"),
+            ("fetch.wait.max.ms", "20"),
         ],
     )
     .create()
@@ -37,7 +39,10 @@ pub(crate) fn run(brokers: &str, source: &str, sink: &str, group: &str) -> ! {
             ("partitioner", "murmur2_random"),
             ("linger.ms", "5"),
             ("queue.buffering.max.kbytes", "8192"),
-            ("queue.buffering.max.messages", "16384"),
+            ("queue.buffering.max.messages", "8192"),
+            ("batch.size", "1048588"),
+            ("message.max.bytes", "1000000000"),
+            ("message.timeout.ms", "0"),
         ],
     )
     .create()

@@ -1,10 +1,13 @@
 //! `weir run`: the daemon, from its settings to its exit code.
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::SignalStream;
+use tokio_stream::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -195,7 +198,7 @@ fn tell_ends(ends: &[(Arc<str>, PipelineEnd)]) -> u8 {
     let mut code = FINE;
     for (pipeline, end) in ends {
         match end {
-            PipelineEnd::Finished => info!(%pipeline, "finished: all of its input is committed"),
+            PipelineEnd::Finished => info!(%pipeline, "finished: all that its sources have is committed"),
             PipelineEnd::Stopped => info!(%pipeline, "stopped: all that it read is committed"),
             PipelineEnd::Failed(reason) => {
                 error!(%pipeline, "failed: {reason}");
@@ -222,22 +225,21 @@ fn tell_uncommitted(status: &StatusBoard) {
 }
 
 /// The signals that ask the process to stop.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
+pub(super) struct Signals(Pin<Box<dyn Stream<Item = &'static str> + Send>>);
 
 impl Signals {
     pub(super) fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let of = |kind, name| Ok::<_, std::io::Error>(SignalStream::new(signal(kind)?).map(move |()| name));
+        let terminate = of(SignalKind::terminate(), "SIGTERM")?;
+        Ok(Self(Box::pin(terminate.merge(of(SignalKind::interrupt(), "SIGINT")?))))
     }
 
     /// Waits for one of them.
     pub(super) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            biased;
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        match self.0.next().await {
+            Some(name) => name,
+            // The runtime is going down: nobody will hear of another one.
+            None => std::future::pending().await,
         }
     }
 }

@@ -59,9 +59,10 @@ impl Writer {
     pub(crate) fn start(mut output: impl Write + Send + 'static) -> io::Result<Self> {
         let (writer, mut jobs) = mpsc::channel::<Job>(1);
         let write_all = move || {
+            let mut torn = Vec::new();
             while let Some(Job { bytes, done }) = jobs.blocking_recv() {
                 // Nobody waits for the answer after a rewind; the lines come again, and the reader sees them twice.
-                let _ = done.send(write_all(&bytes, &mut output));
+                let _ = done.send(write_lines(&mut torn, bytes, &mut output));
             }
         };
         thread::Builder::new().name("weir-stdout".to_owned()).spawn(write_all)?;
@@ -82,11 +83,35 @@ impl Writer {
     }
 }
 
-fn write_all(mut bytes: &[u8], output: &mut impl Write) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match output.write(bytes) {
+/// Writes lines. What is left of a line that an error tore is kept in `torn`, and is written first the next time: no other
+/// line may stand behind its beginning.
+fn write_lines(torn: &mut Vec<u8>, lines: Vec<u8>, output: &mut impl Write) -> io::Result<()> {
+    let first = torn.len();
+    let lines = if first == 0 { lines } else { [std::mem::take(torn), lines].concat() };
+    let mut at = 0;
+    let written = write_from(&mut at, &lines, output);
+    if written.is_err() {
+        let rest_of_line =
+            || lines[at..].iter().position(|byte| *byte == b'\n').map_or(lines.len(), |end| at + end + 1);
+        let is_in_line = at > 0 && lines[at - 1] != b'\n';
+        let end = if at < first {
+            first
+        } else if is_in_line {
+            rest_of_line()
+        } else {
+            at
+        };
+        *torn = lines[at..end].to_vec();
+    }
+    written
+}
+
+/// Writes all from a place on, and moves the place.
+fn write_from(at: &mut usize, bytes: &[u8], output: &mut impl Write) -> io::Result<()> {
+    while *at < bytes.len() {
+        match output.write(&bytes[*at..]) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
+            Ok(written) => *at += written,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(FULL),
             Err(error) => return Err(error),

@@ -25,13 +25,17 @@ impl Loops {
             for (writer, place) in
                 self.writes.iter().filter(|(_, place)| place.system == *system && matches(&place.name))
             {
-                let words = format!(
-                    "the pattern `{}` matches `{}`, which `{writer}` of this pipeline writes",
-                    text.value, place.name
-                );
-                problems.push(Problem::error(text.span, words).help(
-                    "narrow the pattern, or rename the output: its records would come back as input, without end",
-                ));
+                let Place { name, .. } = place;
+                let (words, first) = if *name == text.value {
+                    (format!("`{name}` is also what `{writer}` of this pipeline writes"), "read something else")
+                } else {
+                    let pattern = &text.value;
+                    let words = format!("the pattern `{pattern}` matches `{name}`, which `{writer}` of this pipeline writes");
+                    (words, "narrow the pattern")
+                };
+                problems.push(Problem::error(text.span, words).help(format!(
+                    "{first}, or write under another name: what is written would be read again, without end"
+                )));
             }
         }
         problems
@@ -56,6 +60,9 @@ mod tests {
         loops.add(&"out".into(), vec![place("a:1", "orders-out")], Vec::new());
         loops.add(&"mirror".into(), vec![place("b:1", "orders-out")], Vec::new());
         loops.add(&"other".into(), vec![place("a:1", "totals")], Vec::new());
+        let itself = Spanned::new("a.log".to_owned(), Span { start: 20, end: 25 });
+        let matches = Arc::new(|name: &str| name == "a.log");
+        loops.add(&"logs".into(), vec![place("files", "a.log")], vec![Pattern { system: "files".to_owned(), text: itself, matches }]);
         loops.add(&"dead_letter".into(), vec![place("a:1", "orders-dead")], Vec::new());
         let problems = loops.problems();
         let said: Vec<_> = problems.iter().map(|problem| (problem.span.start, problem.message.as_str())).collect();
@@ -64,6 +71,7 @@ mod tests {
             [
                 (3, "the pattern `^orders-` matches `orders-out`, which `out` of this pipeline writes"),
                 (3, "the pattern `^orders-` matches `orders-dead`, which `dead_letter` of this pipeline writes"),
+                (20, "`a.log` is also what `logs` of this pipeline writes"),
             ]
         );
     }

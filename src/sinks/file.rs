@@ -22,12 +22,13 @@ use self::compress::Compression;
 use self::files::{Files, Rotation, Settings};
 
 use self::shared::{Shared, Written};
+use crate::clients::files::names;
 use crate::clients::files::pattern::Pattern;
 use crate::clock::Instant;
 use crate::codecs::Codec;
 use crate::component::{
     Acknowledges, Answer, BoxSink, BuildContext, ByteSize, CheckContext, CompiledSink, HumanDuration,
-    LOCAL_TRANSACTION, Problem, Sink, SinkConfig, SinkError, SinkTraits, Spanned, Touched,
+    LOCAL_TRANSACTION, Place, Problem, Sink, SinkConfig, SinkError, SinkTraits, Spanned, Touched,
 };
 use crate::delivery::{OwnEntries, Participants};
 use crate::record::Batch;
@@ -150,6 +151,9 @@ impl SinkConfig for FileConfig {
         if cx.problems.len() > problems {
             return None;
         }
+        let written = pattern.text();
+        let written = if rotation.is_some() { names::numbered(written, 1) } else { written.to_owned() };
+        cx.writes.push(Place { system: names::FILES.to_owned(), name: written });
         let traits = SinkTraits {
             acknowledges: Acknowledges::Durable,
             transactional_with: &[LOCAL_TRANSACTION],

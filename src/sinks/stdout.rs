@@ -150,6 +150,45 @@ mod tests {
         assert_eq!(*output.0.lock().unwrap(), b"one\nthree\nfour\n");
     }
 
+    /// A disk with room for some bytes, until it is emptied.
+    #[derive(Clone, Default)]
+    struct Small(Arc<Mutex<(usize, Vec<u8>)>>);
+
+    impl Write for Small {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let (room, held) = &mut *self.0.lock().unwrap();
+            let some = bytes.len().min(*room);
+            if some == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            held.extend_from_slice(&bytes[..some]);
+            *room -= some;
+            Ok(some)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_that_a_full_disk_tore_is_ended_before_the_next() {
+        let disk = Small::default();
+        disk.0.lock().unwrap().0 = 6;
+        let of_sink = disk.clone();
+        let mut sink = StdoutSink::writing(Codec::Raw, move || of_sink.clone());
+        sink.open().await.unwrap();
+        for _ in 0..2 {
+            // The second time there is room for nothing.
+            let full = sink.write(Arc::new(batch(&["one", "two", "three"]))).await.err();
+            assert!(matches!(full, Some(SinkError::Outage(_))), "{full:?}");
+        }
+        disk.0.lock().unwrap().0 = 100;
+        sink.write(Arc::new(batch(&["one", "two", "three"]))).await.unwrap().await.unwrap();
+        let (_, held) = &*disk.0.lock().unwrap();
+        assert_eq!(String::from_utf8_lossy(held), "one\ntwo\none\ntwo\nthree\n");
+    }
+
     #[tokio::test]
     async fn a_reader_that_is_gone_stops_the_pipeline() {
         let (reader, writer) = io::pipe().unwrap();

@@ -7,6 +7,7 @@
 //! first, and a number, for under one path there are many files in the course of time.
 
 mod cursor;
+mod ended;
 mod follow;
 mod identity;
 mod listing;
@@ -15,7 +16,7 @@ mod moved;
 mod once;
 mod reader;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,14 +27,16 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
+use self::ended::Ended;
 use self::follow::Held;
 use self::identity::FileId;
-use self::listing::is_pattern;
+use self::listing::{is_pattern, leads_to};
 use self::reader::Reader;
+use crate::clients::files::names;
 use crate::codecs::Codec;
 use crate::component::{
-    BuiltSource, ByteSize, CheckContext, CompiledSource, HumanDuration, KeepsPositions, LOCAL_TRANSACTION, Problem,
-    Pulled, Source, SourceConfig, SourceContext, SourceError, SourceTraits, Spanned,
+    BuiltSource, ByteSize, CheckContext, CompiledSource, HumanDuration, KeepsPositions, LOCAL_TRANSACTION,
+    Pattern as ReadPattern, Problem, Pulled, Source, SourceConfig, SourceContext, SourceError, SourceTraits, Spanned,
 };
 use crate::expr::Schema as BodySchema;
 use crate::observe::StageMetrics;
@@ -70,6 +73,9 @@ use crate::record::Partition;
 ///   `app-1.log` do from `app.log`. As long as the other is there, such a file waits, for up to five seconds; then it is
 ///   a file of its own.
 /// - Any other file is a new one: also one that is made anew under an old name, whatever it holds.
+///
+/// Files whose names are not UTF-8 are passed over, and so are names that begin with a dot where the pattern does not. What
+/// cannot be read for now (a right that is missing, a disk with an error) is tried again, and holds up no other file.
 ///
 /// To miss nothing however often files are rotated while the process is down, let `path` match the names of old files too:
 /// `/var/log/app.log*`. What is written between a copy and the truncation behind it is lost to everybody.
@@ -177,6 +183,12 @@ impl SourceConfig for FileConfig {
                 let problem = Problem::error(span, format!("`{}` is no pattern: {}", path.value, error.msg));
                 cx.report(problem.help("in brackets, a character stands for itself: `[*]`, `[[]`"));
             }
+            let of_path = path.value.clone();
+            cx.reads.push(ReadPattern {
+                system: names::FILES.to_owned(),
+                text: Spanned::new(path.value.clone(), span),
+                matches: Arc::new(move |written| leads_to(&of_path, written)),
+            });
             paths.push(path.value);
         }
         if let (Some(start_at), false) = (&self.start_at, self.follow) {
@@ -209,6 +221,7 @@ impl SourceConfig for FileConfig {
             codec: self.codec,
             schema: BodySchema::default(),
             build: Arc::new(move |cx| {
+                let ended = Arc::new(Ended::default());
                 let source = FileSource {
                     settings: settings.clone(),
                     name: Arc::clone(&cx.component),
@@ -218,9 +231,11 @@ impl SourceConfig for FileConfig {
                     retired: VecDeque::new(),
                     held: HashMap::new(),
                     first_start: false,
+                    from_end: HashSet::new(),
                     trouble: None,
+                    ended: Arc::clone(&ended),
                 };
-                Ok(BuiltSource { source: Box::new(source), positions: None })
+                Ok(BuiltSource { source: Box::new(source), positions: Some(ended) })
             }),
         })
     }
@@ -249,8 +264,12 @@ struct FileSource {
     held: HashMap<FileId, Held>,
     /// Whether no file was ever found: those found later are read from their beginning.
     first_start: bool,
+    /// Files of the first start whose ends, where they are to be begun, could not be read yet.
+    from_end: HashSet<FileId>,
     /// What could not be listed, once it was logged.
     trouble: Option<String>,
+    /// Hears of commits.
+    ended: Arc<Ended>,
 }
 
 impl Source for FileSource {

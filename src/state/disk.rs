@@ -27,7 +27,7 @@ const QUEUE: usize = 1024;
 type Changes = Vec<(String, Option<Vec<u8>>)>;
 /// Who waits for an answer.
 type Done<T> = oneshot::Sender<Result<T, StoreError>>;
-/// Opens the database, at the start and again after an error, which the old handle never forgets.
+/// Opens the database again after an error, which the old handle never forgets.
 type Open = Box<dyn Fn() -> Result<Database, StoreError> + Send>;
 
 /// The store of a process, in one file that no other process may open.
@@ -47,12 +47,14 @@ impl DiskStore {
     /// # Errors
     /// If another process has it open, if it is damaged, or if the disk refuses.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        // Asked once, and an error is no answer: what cannot be seen, or was there a moment ago, is not made anew.
+        let is_there = path.try_exists().map_err(|error| cannot_open(path, &error))?;
+        let database = if is_there { open(path)? } else { create(path)? };
         let path = path.to_owned();
-        Self::start(Box::new(move || if path.exists() { open(&path) } else { create(&path) }))
+        Self::start(database, Box::new(move || open(&path)))
     }
 
-    fn start(open: Open) -> Result<Self, StoreError> {
-        let database = open()?;
+    fn start(database: Database, open: Open) -> Result<Self, StoreError> {
         let (requests, queue) = mpsc::channel(QUEUE);
         let thread = thread::Builder::new()
             .name("weir-store".to_owned())
@@ -185,13 +187,17 @@ fn load(database: &Database, scope: &str) -> Result<Entries, redb::Error> {
     Ok(entries)
 }
 
+fn builder() -> redb::Builder {
+    let mut builder = redb::Builder::new();
+    // Without the check redb trusts a file that was closed properly, and panics where it was damaged since.
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder
+}
+
+/// Opens a file that is there. One that is not (its volume may be away) is an error, never a new store: the positions of
+/// all pipelines are in the old one.
 fn open(path: &Path) -> Result<Database, StoreError> {
-    redb::Builder::new()
-        .set_cache_size(CACHE_BYTES)
-        // Without it redb trusts a file that was closed properly, and panics where it was damaged since.
-        .set_check_integrity_on_open(true)
-        .create(path)
-        .map_err(|error| explain(path, &error))
+    builder().open(path).map_err(|error| explain(path, &error))
 }
 
 /// Makes the file under another name first. A crash or a full disk leaves no half of a store, which no later start could
@@ -204,7 +210,7 @@ fn create(path: &Path) -> Result<Database, StoreError> {
         _ => {}
     }
     // It stays open, and locked, while it gets its name.
-    let database = open(&unfinished)?;
+    let database = builder().create(&unfinished).map_err(|error| explain(&unfinished, &error))?;
     fs::rename(&unfinished, path).map_err(failed)?;
     if let Some(folder) = path.parent() {
         // The file's name must survive a power cut as well.
@@ -213,21 +219,25 @@ fn create(path: &Path) -> Result<Database, StoreError> {
     Ok(database)
 }
 
+fn cannot_open(path: &Path, error: &impl fmt::Display) -> StoreError {
+    StoreError(format!("cannot open the store `{}`: {error}", path.display()))
+}
+
 /// What a person can do about a database that does not open.
 fn explain(path: &Path, error: &DatabaseError) -> StoreError {
-    let path = path.display();
+    let shown = path.display();
     let damaged = |how: &str| {
         format!(
-            "the store `{path}` is damaged ({how}): restore it from a backup, or move it away to start without it; \
+            "the store `{shown}` is damaged ({how}): restore it from a backup, or move it away to start without it; \
              sources that keep their positions in it then begin as if they were new"
         )
     };
     StoreError(match error {
         DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {
-            format!("the store `{path}` is in use by another process: each process needs a data folder of its own")
+            format!("the store `{shown}` is in use by another process: each process needs a data folder of its own")
         }
         DatabaseError::UpgradeRequired(version) => {
-            format!("the store `{path}` was written in format {version}, which this version does not read")
+            format!("the store `{shown}` was written in format {version}, which this version does not read")
         }
         DatabaseError::RepairAborted | DatabaseError::Storage(StorageError::Corrupted(_)) => {
             damaged(&error.to_string())
@@ -237,7 +247,7 @@ fn explain(path: &Path, error: &DatabaseError) -> StoreError {
         {
             damaged(&io.to_string())
         }
-        error => format!("cannot open the store `{path}`: {error}"),
+        error => return cannot_open(path, error),
     })
 }
 
@@ -297,7 +307,7 @@ mod tests {
                 let opened = redb::Builder::new().create_with_backend(disk.clone());
                 opened.map_err(|error| StoreError(error.to_string()))
             };
-            DiskStore::start(Box::new(open)).unwrap()
+            DiskStore::start(open().unwrap(), Box::new(open)).unwrap()
         }
     }
 
@@ -341,6 +351,23 @@ mod tests {
         assert_eq!(store.load("a").await.unwrap().len(), 1);
         store.commit("a", entry("x", 4)).await.unwrap();
         assert_eq!(store.load("a").await.unwrap(), [("x".to_owned(), vec![4])]);
+    }
+
+    #[test]
+    fn a_store_that_went_away_is_waited_for_and_never_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away) = (dir.path().join("weir.redb"), dir.path().join("away"));
+        drop(create(&path).unwrap());
+        let again = path.clone();
+        let mut owner = Owner { open: Box::new(move || open(&again)), database: Some(open(&path).unwrap()) };
+        let fails = |_: &Database| -> Result<(), redb::Error> { Err(redb::Error::PreviousIo) };
+        let works = |_: &Database| -> Result<(), redb::Error> { Ok(()) };
+        owner.with(fails).unwrap_err();
+        fs::rename(&path, &away).unwrap();
+        let error = owner.with(works).unwrap_err().to_string();
+        assert!(error.contains("cannot open the store") && !path.exists(), "{error}");
+        fs::rename(&away, &path).unwrap();
+        owner.with(works).unwrap();
     }
 
     #[tokio::test]

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+/// What the files of this machine are called where pipelines are searched for circles.
+pub(crate) const FILES: &str = "files";
+
 /// The least digits of a number, so that names sort as they were made.
 const DIGITS: usize = 6;
 

@@ -70,6 +70,11 @@ impl Pattern {
         Ok(())
     }
 
+    /// One of the paths that it makes.
+    pub(crate) fn example(text: &str) -> String {
+        render(text, Timestamp(0)).unwrap_or_else(|_| text.to_owned())
+    }
+
     /// The time that made a path; `None` if none did.
     pub(super) fn time_of(&self, path: &str) -> Option<When> {
         When::of(&self.text, path)

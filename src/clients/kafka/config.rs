@@ -230,7 +230,7 @@ const OWNED: &[(&str, Option<Role>, &str)] = &[
     ("group.id", Some(Role::Consumer), "name the group in `group`"),
     ("group.instance.id", Some(Role::Consumer), "each process has an identity that survives its restarts"),
     ("group.protocol", Some(Role::Consumer), "say it in `protocol`"),
-    ("partition.assignment.strategy", Some(Role::Consumer), "partitions move one by one, without stopping the others"),
+    ("partition.assignment.strategy", Some(Role::Consumer), "it follows from `protocol`"),
     ("enable.auto.commit", Some(Role::Consumer), "offsets are committed when the sinks hold the records"),
     ("auto.commit.interval.ms", Some(Role::Consumer), "offsets are committed when the sinks hold the records"),
     ("enable.auto.offset.store", Some(Role::Consumer), "offsets are committed when the sinks hold the records"),

@@ -12,7 +12,7 @@ mod outcome;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, RecvTimeoutError, TrySendError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -50,7 +50,7 @@ pub(crate) struct KafkaTransaction {
 }
 
 struct Worker {
-    jobs: mpsc::Sender<Job>,
+    jobs: mpsc::SyncSender<Job>,
     thread: JoinHandle<()>,
 }
 
@@ -150,7 +150,7 @@ impl KafkaTransaction {
     fn submit(&self, job: Job) -> Result<(), String> {
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         if worker.is_none() {
-            let (jobs, work) = mpsc::channel();
+            let (jobs, work) = mpsc::sync_channel(JOBS);
             let inner = Arc::clone(&self.inner);
             let thread = std::thread::Builder::new()
                 .name("kafka-transaction".to_owned())
@@ -158,15 +158,20 @@ impl KafkaTransaction {
                 .map_err(|error| format!("cannot start a thread: {error}"))?;
             *worker = Some(Worker { jobs, thread });
         }
-        let sent = worker.as_ref().expect("started above").jobs.send(job);
-        if sent.is_err() {
-            // It has panicked. Whoever comes next finds a new one.
-            *worker = None;
+        match worker.as_ref().expect("started above").jobs.try_send(job) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_)) => Err("the thread of the transaction is busy".to_owned()),
+            Err(TrySendError::Disconnected(_)) => {
+                // It has panicked. Whoever comes next finds a new one.
+                *worker = None;
+                Err(GONE.to_owned())
+            }
         }
-        sent.map_err(|_| GONE.to_owned())
     }
 }
 
+/// How many jobs may wait: a run has one under way, and its end adds two.
+const JOBS: usize = 8;
 const GONE: &str = "the thread of the transaction has failed";
 
 impl Transaction for KafkaTransaction {

@@ -26,14 +26,9 @@ pub(super) enum Name {
 }
 
 impl OnDisk {
-    /// Opens a file, and creates it if it is not there; the answer tells whether it was.
-    pub(super) fn open(path: &Path) -> Result<(Self, bool), SinkError> {
-        let mut options = OpenOptions::new();
-        options.read(true).append(true);
-        let (file, is_new) = match options.open(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => (options.create(true).open(path), true),
-            opened => (opened, false),
-        };
+    /// Opens a file, and creates it if it is not there.
+    pub(super) fn open(path: &Path) -> Result<Self, SinkError> {
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path);
         let file = file.map_err(|error| cannot("open", path, &error))?;
         let metadata = file.metadata().map_err(|error| cannot("look at", path, &error))?;
         if !metadata.is_file() {
@@ -43,7 +38,7 @@ impl OnDisk {
             )));
         }
         match file.try_lock() {
-            Ok(()) => Ok((Self { file, path: path.to_owned() }, is_new)),
+            Ok(()) => Ok(Self { file, path: path.to_owned() }),
             Err(TryLockError::WouldBlock) => Err(SinkError::Retry(format!(
                 "`{}` is written by another process, and locked: waiting until it ends",
                 path.display()
@@ -60,7 +55,11 @@ impl OnDisk {
         self.file.write_all(bytes).map_err(|error| self.cannot("write", &error))
     }
 
+    /// Cuts it to a length. One that is shorter, for others have emptied it, stays so: it would be filled with zeros.
     pub(super) fn cut(&self, length: u64) -> Result<(), SinkError> {
+        if self.length()? <= length {
+            return Ok(());
+        }
         self.file.set_len(length).map_err(|error| self.cannot("repair", &error))
     }
 
@@ -91,12 +90,22 @@ pub(super) fn folder(path: &Path) -> &Path {
 
 /// Creates a folder and those above it, and returns the folders whose entries must be synced for that.
 pub(super) fn create_folder(path: &Path) -> Result<Vec<PathBuf>, SinkError> {
-    let missing = path.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists());
-    let changed: Vec<_> = missing.map(|missing| folder(missing).to_owned()).collect();
+    let mut changed = Vec::new();
+    for missing in path.ancestors().take_while(|folder| !folder.as_os_str().is_empty()) {
+        if exists(missing)? {
+            break;
+        }
+        changed.push(folder(missing).to_owned());
+    }
     if !changed.is_empty() {
         fs::create_dir_all(path).map_err(|error| cannot("create the folder", path, &error))?;
     }
     Ok(changed)
+}
+
+/// Whether there is something of this name. An error is no answer.
+pub(super) fn exists(path: &Path) -> Result<bool, SinkError> {
+    path.try_exists().map_err(|error| cannot("look at", path, &error))
 }
 
 /// Makes the names in a folder durable.

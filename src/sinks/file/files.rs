@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::claim::{Claim, Owner};
 use super::compress::Compression;
-use super::disk::{Name, OnDisk, cannot, create_folder, folder, sync_folder};
+use super::disk::{Name, OnDisk, cannot, create_folder, exists, folder, sync_folder};
 use super::known::{Known, Standing};
 use crate::clients::files::entry::{self, Entry};
 use crate::clients::files::names;
@@ -70,7 +70,7 @@ pub(super) struct Files {
     pub(super) number: u64,
     /// Files of an earlier config are finished, and no barrier has said so yet.
     pub(super) leaves_finished: bool,
-    /// Folders with new names in them.
+    /// Folders with names in them that may not be on the disk. They stay so whatever becomes of a run.
     unsynced: BTreeSet<PathBuf>,
     /// Final paths of files that have them by now: the store need not know them any more.
     renamed: Vec<Arc<str>>,
@@ -125,7 +125,6 @@ impl Files {
         self.growing.clear();
         self.number = 0;
         self.leaves_finished = false;
-        self.unsynced.clear();
         self.renamed.clear();
         self.refused = None;
     }
@@ -157,7 +156,7 @@ impl Files {
     fn file_for(&mut self, path: &Arc<str>, claims: &mut Changes) -> Result<Arc<str>, SinkError> {
         let file = match self.settings.rotation {
             None => self.plain_file(path)?,
-            Some(rotation) => self.rotated_file(path, rotation),
+            Some(rotation) => self.rotated_file(path, rotation)?,
         };
         let key = entry::key(&file);
         let is_new = self.known.get(&file).is_some_and(|known| known.standing == Standing::New);
@@ -195,7 +194,7 @@ impl Files {
 
     /// Takes over what stands in a file already.
     fn adopt(&mut self, path: &Arc<str>) -> Result<(), SinkError> {
-        let (on_disk, _) = OnDisk::open(Path::new(&**path))?;
+        let on_disk = OnDisk::open(Path::new(&**path))?;
         let length = on_disk.length()?;
         let read = |error| cannot("read", Path::new(&**path), &error);
         let tail = entry::tail(&on_disk.file, length).map_err(read)?;
@@ -205,12 +204,12 @@ impl Files {
     }
 
     /// The file that grows for a path; the next one is begun where the last is old or large enough.
-    fn rotated_file(&mut self, path: &Arc<str>, rotation: Rotation) -> Arc<str> {
+    fn rotated_file(&mut self, path: &Arc<str>, rotation: Rotation) -> Result<Arc<str>, SinkError> {
         let now = self.now_ms();
         if let Some(file) = self.growing.get(path).cloned() {
             let known = self.known.get_mut(&file);
             match known {
-                Some(known) if !known.is_due(rotation, now) => return file,
+                Some(known) if !known.is_due(rotation, now) => return Ok(file),
                 Some(known) => known.finish(),
                 None => {}
             }
@@ -220,14 +219,14 @@ impl Files {
             self.number += 1;
             let file = names::numbered(path, self.number);
             // Somebody else may have put a file there; a name is never used twice.
-            if !Path::new(&file).exists() && !names::open(&file).exists() {
+            if !exists(Path::new(&file))? && !exists(&names::open(&file))? {
                 break Arc::<str>::from(file);
             }
         };
         let entry = Entry { begun: Some(now), ..Entry::default() };
         self.known.insert(Arc::clone(&file), Known::new(entry, Standing::New));
         self.growing.insert(Arc::clone(path), Arc::clone(&file));
-        file
+        Ok(file)
     }
 
     // Writing.
@@ -362,10 +361,9 @@ impl Files {
         if rotated || !self.settings.pattern.is_plain() {
             self.unsynced.extend(create_folder(folder(&path))?);
         }
-        let (on_disk, is_new) = OnDisk::open(&path)?;
-        if is_new {
-            self.unsynced.insert(folder(&path).to_owned());
-        }
+        let on_disk = OnDisk::open(&path)?;
+        // Also of one that was there: an earlier run, or process, may have ended between making and syncing it.
+        self.unsynced.insert(folder(&path).to_owned());
         let Some(known) = self.known.get_mut(file) else { return Ok(()) };
         let length = on_disk.length()?;
         if length != known.length && known.torn_at.is_none() {
@@ -496,7 +494,7 @@ impl Files {
 /// Gives a finished file its final name, if it has not got it yet.
 pub(super) fn rename(file: &str) -> Result<(), SinkError> {
     let (open, path) = (names::open(file), Path::new(file));
-    match (open.exists(), path.exists()) {
+    match (exists(&open)?, exists(path)?) {
         (true, false) => fs::rename(&open, path).map_err(|error| cannot("rename", &open, &error))?,
         (true, true) => {
             return Err(SinkError::Fatal(format!(

@@ -91,7 +91,7 @@ impl Known {
     pub(super) fn repair(&mut self) -> Result<(), SinkError> {
         if let (Some(length), Some(on_disk)) = (self.torn_at, &self.on_disk) {
             on_disk.cut(length)?;
-            self.length = length;
+            self.length = on_disk.length()?;
             self.torn_at = None;
             self.unsynced = true;
         }

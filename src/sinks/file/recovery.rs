@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::disk::{OnDisk, cannot};
+use super::disk::{OnDisk, cannot, exists, folder, sync_folder};
 use super::files::{Files, NUMBER, rename};
 use super::known::{Known, Standing};
 use crate::clients::files::entry::{self, Entry};
@@ -90,9 +90,12 @@ fn plain(file: &str, entry: Entry) -> Result<Found, SinkError> {
 /// A file that grows under another name than its final one.
 fn rotated(file: &str, entry: Entry) -> Result<Found, SinkError> {
     let open = names::open(file);
-    if !open.exists() {
+    if !exists(&open)? {
         // It has its final name, and the store could not be told; or nothing was written.
-        if entry.length > 0 && !Path::new(file).exists() {
+        if exists(Path::new(file))? {
+            // The name must be on the disk before the store forgets the other one.
+            sync_folder(folder(&open))?;
+        } else if entry.length > 0 {
             tracing::warn!(path = %file, "the file is gone under both of its names");
         }
         return Ok(Found::Gone);
@@ -109,6 +112,7 @@ fn rotated(file: &str, entry: Entry) -> Result<Found, SinkError> {
     }
     if entry.length == 0 {
         fs::remove_file(&open).map_err(|error| cannot("remove", &open, &error))?;
+        sync_folder(folder(&open))?;
         return Ok(Found::Gone);
     }
     Ok(Found::Known(Known::new(entry, Standing::Claimed)))
@@ -116,7 +120,7 @@ fn rotated(file: &str, entry: Entry) -> Result<Found, SinkError> {
 
 /// Cuts a file back to what is committed. `false` if that is not in it: then nothing is changed.
 fn cut_back(path: &Path, entry: &Entry) -> Result<bool, SinkError> {
-    let (on_disk, _) = OnDisk::open(path)?;
+    let on_disk = OnDisk::open(path)?;
     let length = on_disk.length()?;
     let tail = (length >= entry.length).then(|| entry::tail(&on_disk.file, entry.length));
     let tail = tail.transpose().map_err(|error| cannot("read", path, &error))?;
@@ -124,7 +128,11 @@ fn cut_back(path: &Path, entry: &Entry) -> Result<bool, SinkError> {
         return Ok(false);
     }
     if length > entry.length {
-        tracing::info!(path = %path.display(), bytes = length - entry.length, "what was not committed is cut off");
+        tracing::warn!(
+            path = %path.display(),
+            bytes = length - entry.length,
+            "what stands behind the last commit is cut off: it will be written again, unless others wrote it"
+        );
         on_disk.cut(entry.length)?;
         on_disk.sync()?;
     }

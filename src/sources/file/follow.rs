@@ -6,14 +6,16 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_stream::try_stream;
 use futures::stream::Stream;
 
+use super::ended::Since;
 use super::identity::{FileId, Place, Window};
-use super::listing::{Found, list, retry};
+use super::listing::{Found, list};
 use super::marks::{self, Known};
 use super::moved::{Likeness, Lost, Original, compare, goes_on_from, locate};
 use super::reader::{Read, Reader, Seen};
@@ -65,7 +67,7 @@ impl FileSource {
                 let now = runtime.clock().now();
                 if now >= next_look {
                     next_look = now + WATCHING;
-                    for pulled in self.look(runtime).await? {
+                    for pulled in self.look(runtime).await {
                         yield pulled;
                     }
                 }
@@ -93,7 +95,7 @@ impl FileSource {
                     }
                     // One read of each, so that a large file does not hold up the others.
                     loop {
-                        match reader.read(runtime, Tail::Open).await? {
+                        match reader.read(runtime, Tail::Open).await {
                             Read::Pulled(pulled) => yield pulled,
                             Read::Nothing => break,
                             Read::Changed => {
@@ -106,6 +108,13 @@ impl FileSource {
                                     yield pulled;
                                 }
                                 reader.try_again();
+                                break;
+                            }
+                            Read::Failed(error) => {
+                                reader.complain(&self.name, &self.metrics, &error);
+                                reader.try_again();
+                                // Where its name leads to may be well.
+                                open -= usize::from(reader.listed && reader.file.take().is_some());
                                 break;
                             }
                         }
@@ -189,7 +198,7 @@ impl FileSource {
     }
 
     /// Looks at the files that wait: has one grown, or was it written anew? What has lost its name is read to its end.
-    async fn look(&mut self, runtime: &Runtime) -> Result<Vec<Pulled>, SourceError> {
+    async fn look(&mut self, runtime: &Runtime) -> Vec<Pulled> {
         let waiting = self.files.iter().filter(|(_, reader)| {
             !reader.ready && !reader.lost && reader.known.gone.is_none() && (reader.listed || reader.file.is_some())
         });
@@ -210,36 +219,36 @@ impl FileSource {
             if !lingered || reader.ready || reader.lost || (reader.finished && reader.listed) {
                 continue;
             }
-            self.finish(runtime, &file, &mut pulled).await?;
+            self.finish(runtime, &file, &mut pulled).await;
         }
-        Ok(pulled)
+        pulled
     }
 
     /// Reads the end of a file that has lost its name: nobody will end its last line now.
-    async fn finish(
-        &mut self,
-        runtime: &Runtime,
-        file: &Arc<Partition>,
-        pulled: &mut Vec<Pulled>,
-    ) -> Result<(), SourceError> {
-        let Some(reader) = self.files.get_mut(file) else { return Ok(()) };
+    async fn finish(&mut self, runtime: &Runtime, file: &Arc<Partition>, pulled: &mut Vec<Pulled>) {
+        let Some(reader) = self.files.get_mut(file) else { return };
         let was_closed = reader.file.is_none();
         if was_closed && let Err(error) = reader.open(runtime).await {
             reader.complain(&self.name, &self.metrics, &error);
-            return Ok(());
+            return;
         }
         if !reader.is_compressed() {
             reader.ready = true;
             while reader.ready {
-                match reader.read(runtime, Tail::Last).await? {
+                match reader.read(runtime, Tail::Last).await {
                     Read::Pulled(rest) => pulled.push(rest),
                     Read::Changed => reader.lost = true,
                     Read::Nothing | Read::Damaged(_) => {}
+                    Read::Failed(error) => {
+                        reader.complain(&self.name, &self.metrics, &error);
+                        reader.try_again();
+                        return;
+                    }
                 }
             }
         }
         if reader.lost {
-            return Ok(());
+            return;
         }
         reader.finished = true;
         if was_closed {
@@ -261,11 +270,11 @@ impl FileSource {
                 oldest.file = None;
             }
         }
-        Ok(())
     }
 
     /// Looks for files, under names old and new.
     async fn find(&mut self, cx: &SourceContext) -> Result<Vec<Pulled>, SourceError> {
+        self.let_go();
         let listing = list(&cx.runtime, &self.settings).await?;
         if let Some(trouble) = listing.trouble.as_ref().filter(|trouble| self.trouble.as_ref() != Some(trouble)) {
             tracing::warn!(component = &*self.name, "{trouble}: it is tried again");
@@ -276,7 +285,7 @@ impl FileSource {
         let mut pulled = self.name_files(&listed, cx.runtime.clock().now());
         let over = self.over.len();
         self.seek(cx, &listed, &mut pulled).await;
-        self.meet(cx, listed, &mut pulled).await?;
+        self.meet(cx, listed, &mut pulled).await;
         for reader in self.files.values_mut().filter(|reader| reader.is_unsaid()) {
             pulled.push(reader.say());
         }
@@ -296,6 +305,17 @@ impl FileSource {
             pulled.extend(said);
         }
         Ok(pulled)
+    }
+
+    /// Lets go of files whose ends are committed.
+    fn let_go(&mut self) {
+        let Since { gone, forgotten } = self.ended.take();
+        for file in gone {
+            if let Some(reader) = self.files.get_mut(&file).filter(|reader| reader.known.gone.is_some()) {
+                reader.file = None;
+            }
+        }
+        self.over.retain(|over| !forgotten.contains(&over.origin));
     }
 
     /// Takes note of the names that files have now.
@@ -379,6 +399,7 @@ impl FileSource {
                         path,
                         "the file was written anew: it is read from its beginning"
                     );
+                    reader.file = None;
                     self.over.extend(self.files.remove(&file));
                 }
                 None => {
@@ -393,12 +414,7 @@ impl FileSource {
     }
 
     /// Takes up the files that nobody knows.
-    async fn meet(
-        &mut self,
-        cx: &SourceContext,
-        listed: Vec<Found>,
-        pulled: &mut Vec<Pulled>,
-    ) -> Result<(), SourceError> {
+    async fn meet(&mut self, cx: &SourceContext, listed: Vec<Found>, pulled: &mut Vec<Pulled>) {
         let known: BTreeSet<FileId> = self.files.values().filter_map(|reader| reader.known.id).collect();
         let unknown: Vec<Found> = listed.into_iter().filter(|found| !known.contains(&found.id)).collect();
         self.held.retain(|id, _| unknown.iter().any(|found| found.id == *id));
@@ -417,8 +433,16 @@ impl FileSource {
                     let over = self.over.iter().map(|over| &over.origin).filter(|file| file.topic == topic);
                     let number = same_path.chain(over).map(|file| file.number + 1).max().unwrap_or(0);
                     let mut place = Place::start();
-                    if self.first_start && self.settings.start_at == StartAt::End {
-                        place = end_of_lines(&cx.runtime, &found.path).await?;
+                    if self.settings.start_at == StartAt::End && (self.first_start || self.from_end.contains(&found.id))
+                    {
+                        match end_of_lines(&cx.runtime, &found.path).await {
+                            Ok(end) => place = end,
+                            Err(error) => {
+                                self.begins_later(&found, &error);
+                                continue;
+                            }
+                        }
+                        self.from_end.remove(&found.id);
                     }
                     let known = Known { place, id: Some(found.id), ..Known::default() };
                     let file = self.partition(&found.path, number);
@@ -431,7 +455,15 @@ impl FileSource {
             }
             self.held.remove(&found.id);
         }
-        Ok(())
+    }
+
+    /// The end of a file, where it is to be begun, cannot be read for now: it is begun there once it can be, and never at
+    /// its beginning.
+    fn begins_later(&mut self, found: &Found, error: &io::Error) {
+        if self.from_end.insert(found.id) {
+            tracing::warn!(component = &*self.name, path = &*found.path, %error, "cannot read the file: it is tried again");
+            self.metrics.error("read");
+        }
     }
 
     /// Whether a file is new, or holds what was read of one that is known.
@@ -487,7 +519,7 @@ impl FileSource {
 }
 
 /// Behind the last whole line of a file, or behind all that a compressed one holds.
-async fn end_of_lines(runtime: &Runtime, path: &Arc<str>) -> Result<Place, SourceError> {
+async fn end_of_lines(runtime: &Runtime, path: &Arc<str>) -> io::Result<Place> {
     let file = Arc::clone(path);
     let find = move || {
         let file = Arc::new(File::open(&*file)?);
@@ -504,5 +536,5 @@ async fn end_of_lines(runtime: &Runtime, path: &Arc<str>) -> Result<Place, Sourc
         }
         Ok(Place::behind(offset, &window))
     };
-    runtime.blocking(find).await.map_err(|error| retry(path, "cannot read", &error))
+    runtime.blocking(find).await
 }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, Metadata};
 use std::io;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use glob::MatchOptions;
+use glob::{MatchOptions, Pattern};
 
 use super::Settings;
 use super::identity::FileId;
+use crate::clients::files;
 use crate::component::SourceError;
 use crate::runtime::Runtime;
 
@@ -24,6 +25,14 @@ pub(super) struct Found {
     pub(super) path: Arc<str>,
     pub(super) id: FileId,
     pub(super) len: u64,
+    /// Whether its file system knows when it was born. If not, its id may be another one after the next mount.
+    pub(super) has_birth: bool,
+}
+
+impl Found {
+    pub(super) fn new(path: Arc<str>, metadata: &Metadata) -> Self {
+        Self { path, id: FileId::of(metadata), len: metadata.len(), has_birth: metadata.created().is_ok() }
+    }
 }
 
 /// What a look for files found.
@@ -41,10 +50,10 @@ pub(super) async fn list(runtime: &Runtime, settings: &Settings) -> Result<Listi
     let list = move || {
         let (mut found, mut trouble) = (BTreeMap::new(), None);
         for path in &*paths {
-            let absolute = std::path::absolute(path).map_err(|error| fatal(path, "cannot find", &error))?;
+            let absolute = absolute(path).map_err(|error| fatal(path, "cannot find", &error))?;
             let absolute = text(&absolute)?;
             if is_pattern(path) {
-                match_files(path, &absolute, follow, &mut found)?;
+                trouble = match_files(path, &absolute, follow, &mut found)?.or(trouble);
                 continue;
             }
             match fs::metadata(&*absolute) {
@@ -67,46 +76,82 @@ pub(super) async fn list(runtime: &Runtime, settings: &Settings) -> Result<Listi
             }
         }
         let mut seen = HashSet::new();
-        let files = found.into_iter().map(|(path, metadata)| {
-            let (id, len) = (FileId::of(&metadata), metadata.len());
-            Found { path, id, len }
-        });
+        let files = found.into_iter().map(|(path, metadata)| Found::new(path, &metadata));
         let files = files.filter(|found| seen.insert(found.id)).collect();
         Ok(Listing { files, trouble })
     };
     runtime.blocking(list).await
 }
 
+/// Whether a path, or a pattern, leads to the files that a sink writes under a path, which may have times in it. Of a path
+/// from the root and one that is not it cannot be told.
+pub(super) fn leads_to(path: &str, written: &str) -> bool {
+    let plain = |path: &str| path.trim_start_matches("./").to_owned();
+    let written = plain(&files::pattern::Pattern::example(written));
+    let path = plain(path);
+    path == written || is_pattern(&path) && Pattern::new(&path).is_ok_and(|path| path.matches_with(&written, AS_A_SHELL))
+}
+
+/// From the root. In a pattern, the folder that the process is in stands for itself.
+fn absolute(path: &str) -> io::Result<PathBuf> {
+    if !is_pattern(path) || path.starts_with('/') {
+        return std::path::absolute(path);
+    }
+    let folder = std::env::current_dir()?;
+    let folder = folder.to_str().map(Pattern::escape);
+    std::path::absolute(Path::new(folder.as_deref().unwrap_or_default()).join(path))
+}
+
+/// As a shell does: a name that begins with a dot is only matched by a pattern that does.
+const AS_A_SHELL: MatchOptions =
+    MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
+/// Whether part of a name begins with a dot.
+fn is_hidden(path: &Path) -> bool {
+    path.components().any(|part| matches!(part, Component::Normal(name) if name.as_encoded_bytes().starts_with(b".")))
+}
+
+/// Adds the files that a pattern matches. Returns which folder could not be searched.
 fn match_files(
     path: &str,
     absolute: &str,
     follow: bool,
     found: &mut BTreeMap<Arc<str>, Metadata>,
-) -> Result<(), SourceError> {
-    // As a shell does.
-    let options =
-        MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
-    let matches = glob::glob_with(absolute, options);
+) -> Result<Option<String>, SourceError> {
+    let no_pattern = |error| SourceError::Fatal(format!("`{path}` is no pattern: {error}"));
+    let pattern = Pattern::new(absolute).map_err(no_pattern)?;
+    // Asked to mind dots, the library panics where a folder holds a name that is not UTF-8.
+    let options = MatchOptions { require_literal_leading_dot: false, ..AS_A_SHELL };
     let mut any = false;
-    for file in matches.map_err(|error| SourceError::Fatal(format!("`{path}` is no pattern: {error}")))? {
+    let mut trouble = None;
+    for file in glob::glob_with(absolute, options).map_err(no_pattern)? {
         let file = match file {
             Ok(file) => file,
             // A folder that was removed while it was searched.
             Err(error) if error.error().kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if is_hidden(error.path()) && !pattern.matches_path_with(error.path(), AS_A_SHELL) => continue,
             Err(error) => {
                 let (folder, error) = (error.path().display(), error.error());
-                return Err(SourceError::Retry(format!("cannot look for files in `{folder}`: {error}")));
+                trouble = Some(format!("cannot look for files in `{folder}`: {error}"));
+                continue;
             }
         };
+        if is_hidden(&file) && !pattern.matches_path_with(&file, AS_A_SHELL) {
+            continue;
+        }
         if let Some(metadata) = fs::metadata(&file).ok().filter(Metadata::is_file) {
             any = true;
             found.insert(text(&file)?, metadata);
         }
     }
-    if !any && !follow {
-        return Err(SourceError::Fatal(format!("no file matches `{path}`: say `follow: true` to wait for one")));
+    match trouble {
+        // What is read once is read whole.
+        Some(trouble) if !follow => Err(SourceError::Retry(trouble)),
+        None if !any && !follow => {
+            Err(SourceError::Fatal(format!("no file matches `{path}`: say `follow: true` to wait for one")))
+        }
+        trouble => Ok(trouble),
     }
-    Ok(())
 }
 
 fn text(path: &Path) -> Result<Arc<str>, SourceError> {

@@ -108,6 +108,20 @@ pub(super) fn files(committed: &Positions, source: &str) -> Vec<(Partition, Know
     files.filter_map(|file| Some((file.clone(), known(committed, file)?))).collect()
 }
 
+/// The files whose loss of their names is among these positions.
+pub(super) fn gone(positions: &Positions) -> impl Iterator<Item = Partition> {
+    positions.iter().filter(|(_, position)| **position != Position::FORGOTTEN).filter_map(|(mark, _)| {
+        let path = mark.topic.strip_prefix(GONE)?.strip_prefix(':')?;
+        Some(Partition { topic: path.into(), ..mark.clone() })
+    })
+}
+
+/// The files of which these positions leave nothing.
+pub(super) fn forgotten(positions: &Positions) -> impl Iterator<Item = Partition> {
+    let forgotten = positions.iter().filter(|(_, position)| **position == Position::FORGOTTEN);
+    forgotten.filter(|(file, _)| file.topic.starts_with('/')).map(|(file, _)| file.clone())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -148,10 +162,14 @@ mod tests {
             let stored = stored(&positions);
             prop_assert_eq!(files(&stored, "in"), vec![(file(2), known)]);
             prop_assert_eq!(files(&stored, "other"), vec![]);
+            prop_assert_eq!(super::gone(&positions).collect::<Vec<_>>(), gone.map(|_| file(2)).into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(super::forgotten(&positions).count(), 0);
 
             let forgotten = Marks::of(&file(2)).forget(&Arc::new(file(2)));
             let forgotten: Positions = forgotten.into_iter().map(|(p, at)| (Partition::clone(&p), at)).collect();
             prop_assert_eq!(forgotten.len(), 6);
+            prop_assert_eq!(super::forgotten(&forgotten).collect::<Vec<_>>(), vec![file(2)]);
+            prop_assert_eq!(super::gone(&forgotten).count(), 0);
             prop_assert!(checkpoint::encode(&forgotten).iter().all(|(_, value)| value.is_none()));
         }
 

@@ -115,6 +115,12 @@ pub(super) struct Lost {
     pub(super) id: Option<FileId>,
 }
 
+/// Whether a file under the same name may be the very one, although its id is another: where the file system knows no
+/// births, the id holds the number of a device, which changes with a mount.
+fn may_be_itself(lost: &Lost, found: &Found) -> bool {
+    !found.has_birth && lost.original.path == found.path
+}
+
 /// Where each of these files is now, if it is anywhere among those that were listed or in its own folder. `known` are the
 /// files that belong to others.
 pub(super) fn locate(lost: &[Lost], listed: &[Found], known: &BTreeSet<FileId>) -> Vec<Option<Found>> {
@@ -129,7 +135,7 @@ pub(super) fn locate(lost: &[Lost], listed: &[Found], known: &BTreeSet<FileId>) 
             one.original.place.can_be_known()
                 && !known.contains(&found.id)
                 && !taken.contains(&found.id)
-                && goes_on_from(&one.original.path, &found.path)
+                && (goes_on_from(&one.original.path, &found.path) || may_be_itself(one, found))
                 && compare(&found.path, std::slice::from_ref(&one.original))
                     .is_ok_and(|likeness| likeness == [Likeness::Same])
         };
@@ -148,7 +154,7 @@ fn neighbours(folder: &Path) -> Vec<Found> {
         .filter_map(|entry| {
             let path = entry.path();
             let metadata = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
-            Some(Found { path: path.to_str()?.into(), id: FileId::of(&metadata), len: metadata.len() })
+            Some(Found::new(path.to_str()?.into(), &metadata))
         })
         .collect();
     found.sort();
@@ -175,6 +181,24 @@ mod tests {
         ] {
             assert_eq!(goes_on_from("/l/app.log", candidate), goes_on, "{candidate}");
         }
+    }
+
+    #[test]
+    fn a_file_whose_device_has_another_number_is_known_by_its_name_and_its_content() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.log");
+        fs::write(&path, numbered(500)).unwrap();
+        let window = Window::before(&File::open(&path).unwrap(), 1000).unwrap().unwrap();
+        let place = Place::behind(1000, &window);
+        let name: Arc<str> = path.to_str().unwrap().into();
+        let lost = [Lost { original: Original::gone(&name, place), id: Some(FileId(1)) }];
+        let found = Found::new(name, &fs::metadata(&path).unwrap());
+        let locate = |found: &Found| locate(&lost, std::slice::from_ref(found), &BTreeSet::new());
+        let without_birth = Found { has_birth: false, ..found.clone() };
+        assert_eq!(locate(&without_birth), [Some(without_birth.clone())]);
+        assert_eq!(locate(&Found { has_birth: true, ..found.clone() }), [None], "a birth tells it from any other");
+        fs::write(&path, numbered(500).replace("line", "item")).unwrap();
+        assert_eq!(locate(&without_birth), [None]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use futures::stream::Stream;
 
 use super::FileSource;
 use super::identity::{FileId, Place};
-use super::listing::{Found, list, missing};
+use super::listing::{Found, list, missing, retry};
 use super::marks::{self, Known};
 use super::moved::{Lost, Original, locate};
 use super::reader::{Read, Reader};
@@ -30,6 +30,9 @@ impl FileSource {
                 }
                 let path = Arc::clone(&reader.path);
                 let len = reader.open(&cx.runtime).await.map_err(|error| missing(&path, &error))?;
+                if reader.file.is_none() {
+                    Err(SourceError::Retry(format!("another file has taken the name `{path}` since it was found")))?;
+                }
                 if reader.known.whole == Some(len) {
                     continue;
                 }
@@ -42,7 +45,7 @@ impl FileSource {
                 }
                 reader.ready = true;
                 while reader.ready {
-                    match reader.read(&cx.runtime, Tail::Last).await? {
+                    match reader.read(&cx.runtime, Tail::Last).await {
                         Read::Pulled(pulled) => yield pulled,
                         Read::Nothing => {}
                         Read::Changed => Err(SourceError::Fatal(format!(
@@ -50,6 +53,7 @@ impl FileSource {
                              what is new another name, or say `follow: true` to begin anew"
                         )))?,
                         Read::Damaged(error) => yield reader.refusal(&error, cx.runtime.clock().timestamp()),
+                        Read::Failed(error) => Err(retry(&path, "cannot read", &error))?,
                     }
                 }
                 // It is read: nothing of it is needed in memory.

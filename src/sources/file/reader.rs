@@ -9,12 +9,11 @@ use std::time::{Duration, SystemTime};
 
 use super::cursor::{Cursor, Piece, Reading, Stopped};
 use super::identity::{FileId, Place};
-use super::listing::retry;
 use super::marks::{Known, Marks};
 use crate::clients::lines::Tail;
 use crate::clients::packed::{Format, damage, is_damage};
 use crate::clock::Instant;
-use crate::component::{Pulled, Rejected, SourceError};
+use crate::component::{Pulled, Rejected};
 use crate::observe::StageMetrics;
 use crate::record::{BatchBuilder, Draft, Partition, Position, Timestamp};
 use crate::runtime::Runtime;
@@ -64,6 +63,8 @@ pub(super) enum Read {
     Changed,
     /// What it holds cannot be unpacked.
     Damaged(Arc<io::Error>),
+    /// It cannot be read for now.
+    Failed(Arc<io::Error>),
 }
 
 /// A compressed file that could not be unpacked to its end.
@@ -295,7 +296,6 @@ impl Reader {
             Ok::<_, io::Error>((Arc::new(file), FileId::of(&metadata), format, metadata.len()))
         };
         let (file, id, format, len) = runtime.blocking(open).await?;
-        self.complained = false;
         if *self.known.id.get_or_insert(id) == id {
             self.file = Some(file);
             self.format = format;
@@ -313,27 +313,27 @@ impl Reader {
     }
 
     /// The next batch of lines, or why there is none.
-    pub(super) async fn read(&mut self, runtime: &Runtime, tail: Tail) -> Result<Read, SourceError> {
+    pub(super) async fn read(&mut self, runtime: &Runtime, tail: Tail) -> Read {
         if self.pieces.is_empty()
-            && let Some(outcome) = self.read_ahead(runtime, tail).await?
+            && let Some(outcome) = self.read_ahead(runtime, tail).await
         {
-            return Ok(outcome);
+            return outcome;
         }
-        let Some(Piece { batch, refused, end }) = self.pieces.pop_front() else { return Ok(Read::Nothing) };
+        let Some(Piece { batch, refused, end }) = self.pieces.pop_front() else { return Read::Nothing };
         self.known.place = end;
         let notes = if mem::replace(&mut self.said, true) {
             self.marks.of_place(end)
         } else {
             self.marks.of_known(&self.known)
         };
-        Ok(Read::Pulled(Pulled { refused, notes, ..Pulled::new(batch, self.position()) }))
+        Read::Pulled(Pulled { refused, notes, ..Pulled::new(batch, self.position()) })
     }
 
     /// Fills `pieces`, or says why nothing is in them.
-    async fn read_ahead(&mut self, runtime: &Runtime, tail: Tail) -> Result<Option<Read>, SourceError> {
+    async fn read_ahead(&mut self, runtime: &Runtime, tail: Tail) -> Option<Read> {
         let Some(file) = self.file.clone() else {
             self.ready = false;
-            return Ok(Some(Read::Nothing));
+            return Some(Read::Nothing);
         };
         // A read that is abandoned takes the cursor with it; the next run puts another in its place.
         let mut cursor = self.cursor.take();
@@ -362,9 +362,10 @@ impl Reader {
         self.pieces = pieces;
         self.format = format;
         if !self.pieces.is_empty() {
-            return Ok(None);
+            self.complained = false;
+            return None;
         }
-        Ok(Some(match stopped {
+        Some(match stopped {
             Stopped::Full => Read::Nothing,
             Stopped::AtEnd => {
                 self.ready = false;
@@ -375,8 +376,9 @@ impl Reader {
                 self.cursor.rest();
                 self.finished |= compressed;
                 let whole = stamp.map(|stamp| stamp.len).filter(|_| compressed);
+                self.complained = false;
                 if mem::replace(&mut self.known.whole, whole) != whole {
-                    return Ok(Some(Read::Pulled(self.say())));
+                    return Some(Read::Pulled(self.say()));
                 }
                 Read::Nothing
             }
@@ -389,11 +391,14 @@ impl Reader {
                 self.seen = stamp;
                 Read::Damaged(error)
             }
-            Stopped::Failed(error) => return Err(retry(&self.path, "cannot read", &error)),
-        }))
+            Stopped::Failed(error) => {
+                self.ready = false;
+                Read::Failed(error)
+            }
+        })
     }
 
-    /// Readies a compressed file that could not be unpacked for another try, from its beginning.
+    /// Readies what could not be read or unpacked for another try, from where it is known.
     pub(super) fn try_again(&mut self) {
         self.cursor.go_to(self.known.place);
     }

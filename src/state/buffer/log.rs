@@ -8,6 +8,7 @@ mod reader;
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +23,9 @@ use crate::record::{Batch, Timestamp};
 
 /// Where the reader stands, for people who look into the folder. What counts is in the store.
 pub(super) const HINT: &str = "read";
+
+/// How deep in the data folder a log lies, as `folder` in [`super`] places it.
+const DEPTH: usize = 3;
 
 /// How large a log may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,8 +96,60 @@ pub enum AppendError {
 pub struct Log {
     folder: PathBuf,
     limits: Limits,
+    /// Held while the disk works, which may be for ever: only calls that block take it, through [`Log::inner`].
     inner: Mutex<Inner>,
+    /// Held for a moment: who waits, and who looks, asks nothing else.
+    seen: Mutex<Seen>,
     moved: Notify,
+}
+
+/// What is known of a log without waiting for its disk.
+#[derive(Debug, Default)]
+struct Seen {
+    places: Places,
+    finished: bool,
+    abandoned: bool,
+    damaged: u64,
+    damage: Option<String>,
+}
+
+/// Where a log begins and ends, and its two ends are.
+#[derive(Debug, Clone, Copy, Default)]
+struct Places {
+    first: u64,
+    end: Place,
+    visible: Place,
+    read: Place,
+}
+
+/// The working part of a log, locked. What others see of it follows when it is let go.
+struct Working<'a> {
+    inner: MutexGuard<'a, Inner>,
+    seen: &'a Mutex<Seen>,
+}
+
+impl Deref for Working<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl DerefMut for Working<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        &mut self.inner
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        locked(self.seen).places = self.inner.places();
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug)]
@@ -110,10 +166,6 @@ struct Inner {
     read: Place,
     /// Raised for each run of the writer.
     run: u64,
-    finished: bool,
-    abandoned: bool,
-    damaged: u64,
-    damage: Option<String>,
     /// Reused by all frames.
     bytes: Vec<u8>,
 }
@@ -141,19 +193,20 @@ impl Log {
             end,
             visible: end,
             run: 0,
-            finished: false,
-            abandoned: false,
-            damaged,
-            damage: None,
             bytes: Vec::new(),
         };
-        let log = Self { folder: folder.to_owned(), limits, inner: Mutex::new(inner), moved: Notify::new() };
+        let seen = Mutex::new(Seen { places: inner.places(), damaged, ..Seen::default() });
+        let log = Self { folder: folder.to_owned(), limits, inner: Mutex::new(inner), seen, moved: Notify::new() };
         log.cursor(None)?;
         Ok(log)
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> Working<'_> {
+        Working { inner: locked(&self.inner), seen: &self.seen }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        locked(&self.seen)
     }
 
     /// Where it is.
@@ -171,12 +224,13 @@ impl Log {
     /// What is in it.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let inner = self.inner();
+        let seen = self.seen();
+        let places = seen.places;
         Stats {
-            bytes: inner.bytes_held(),
-            records: inner.end.records.saturating_sub(inner.read.records),
-            damaged: inner.damaged,
-            damage: inner.damage.clone(),
+            bytes: places.bytes_held(),
+            records: places.end.records.saturating_sub(places.read.records),
+            damaged: seen.damaged,
+            damage: seen.damage.clone(),
         }
     }
 
@@ -223,7 +277,7 @@ impl Log {
     /// Where the log ends now.
     #[must_use]
     pub fn end(&self) -> Place {
-        self.inner().end
+        self.seen().places.end
     }
 
     /// Appends a batch. Nobody sees it before it is synced and published.
@@ -251,7 +305,7 @@ impl Log {
         written: Timestamp,
     ) -> Result<(), AppendError> {
         let frame = bytes.len() as u64;
-        if inner.is_full(frame, self.limits) {
+        if inner.places().is_full(frame, self.limits) {
             return Err(AppendError::Full { frame });
         }
         let Place { position, records: before } = inner.end;
@@ -314,31 +368,31 @@ impl Log {
 
     /// Nothing will be written any more: the reader ends when it has read all.
     pub fn finish(&self) {
-        self.inner().finished = true;
+        self.seen().finished = true;
         self.moved.notify_waiters();
     }
 
     /// Nobody will read any more.
     pub fn abandon(&self) {
-        self.inner().abandoned = true;
+        self.seen().abandoned = true;
         self.moved.notify_waiters();
     }
 
     /// Waits until there may be room again for this many bytes. False if there never will be.
     pub async fn room(&self, bytes: u64) -> bool {
-        self.until(|inner| {
-            let has_room = !inner.is_full(bytes, self.limits);
-            (has_room || inner.abandoned).then_some(has_room)
+        self.until(|seen| {
+            let has_room = !seen.places.is_full(bytes, self.limits);
+            (has_room || seen.abandoned).then_some(has_room)
         })
         .await
     }
 
-    async fn until<T>(&self, mut known: impl FnMut(&Inner) -> Option<T>) -> T {
+    async fn until<T>(&self, mut known: impl FnMut(&Seen) -> Option<T>) -> T {
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);
             moved.as_mut().enable();
-            if let Some(known) = known(&self.inner()) {
+            if let Some(known) = known(&self.seen()) {
                 return known;
             }
             moved.await;
@@ -346,15 +400,22 @@ impl Log {
     }
 }
 
-impl Inner {
+impl Places {
     fn bytes_held(&self) -> u64 {
-        self.segments.front().map_or(0, |first| self.end.position - first.base)
+        self.end.position.saturating_sub(self.first)
     }
 
     /// Whether a frame must wait. One that finds a reader with nothing left to free is always taken, or an epoch larger
     /// than the buffer could never be committed, nor read.
     fn is_full(&self, frame: u64, limits: Limits) -> bool {
         self.bytes_held() + frame > limits.bytes && self.read.position < self.visible.position
+    }
+}
+
+impl Inner {
+    fn places(&self) -> Places {
+        let first = self.segments.front().map_or(self.end.position, |first| first.base);
+        Places { first, end: self.end, visible: self.visible, read: self.read }
     }
 
     /// The segment that a place is in, and where it ends, or where what is visible of it does.
@@ -376,19 +437,12 @@ fn sound_end(folder: &Path, segments: &[Segment], last: Segment) -> io::Result<P
     Ok(Place { position, records: before.and_then(|(_, records)| records).unwrap_or(0) })
 }
 
-/// Creates a folder and those above it, so that their names survive a power cut.
+/// Creates a folder and those above it, so that their names survive a power cut: also what an earlier process made and
+/// had no time to sync.
 fn create(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        create(parent)?;
-        match fs::create_dir(folder) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-            _ => File::open(parent)?.sync_all()?,
-        }
-    }
-    Ok(())
+    fs::create_dir_all(folder)?;
+    let parents = folder.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
+    parents.take(DEPTH).try_for_each(|parent| File::open(parent)?.sync_all())
 }
 
 #[cfg(test)]

@@ -261,16 +261,17 @@ impl SinkTask {
         if self.is_dead_letter && !refused.is_empty() {
             refused = self.write_cut(sink, &batch, refused).await?;
         }
-        let delivered = (batch.len() - refused.len() - dropped) as u64;
-        self.cx.metrics.sent_records.inc_by(delivered);
-        self.cx.metrics.sent_bytes.inc_by(batch.payload_bytes());
-        let rejected = refused
+        let rejected: Vec<Rejected> = refused
             .into_iter()
             .map(|Refusal { record, error }| {
                 let record = batch.records()[record];
                 Rejected { batch: batch.with_records(vec![record]), error }
             })
             .collect();
+        let shed = if dropped == 0 { 0 } else { batch.payload_bytes() / batch.len() as u64 * dropped as u64 };
+        let refused: u64 = rejected.iter().map(|rejected| rejected.batch.payload_bytes()).sum();
+        self.cx.metrics.sent_records.inc_by((batch.len() - rejected.len() - dropped) as u64);
+        self.cx.metrics.sent_bytes.inc_by(batch.payload_bytes().saturating_sub(refused + shed));
         self.rejects.handle(rejected).await
     }
 
@@ -337,9 +338,9 @@ pub(in crate::topology) async fn open(cx: &StageContext, sink: &mut BoxSink) -> 
     loop {
         match sink.open().await {
             Ok(()) => return Ok(()),
-            Err(SinkError::Retry(error) | SinkError::Rewind(error) | SinkError::Outage(error)) => {
-                retry.wait(&error).await;
-            }
+            Err(SinkError::Retry(error) | SinkError::Outage(error)) => retry.wait(&error).await,
+            // What it goes back to has to be asked for anew.
+            Err(SinkError::Rewind(error)) => return Err(Failure::Rewind(error)),
             Err(SinkError::Reject(error) | SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
         }
     }

@@ -91,7 +91,7 @@ impl GroupConsumer {
                     let pattern = settings.topics.pattern_of(&topic).unwrap_or_default();
                     self.give_up(SourceError::Fatal(format!(
                         "the pattern `{pattern}` matches topic `{topic}`, which this pipeline itself writes: its records would \
-                         come back as input, without end; narrow the pattern or rename the output"
+                         be read again, without end; narrow the pattern, or write under another name"
                     )));
                     return false;
                 }

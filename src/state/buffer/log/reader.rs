@@ -103,7 +103,11 @@ impl Log {
                 cursor.open = match Frames::open(&self.folder, segment) {
                     Ok(frames) => Some(frames),
                     Err(error) if error.kind() == ErrorKind::NotFound => {
-                        self.note_damage(segment, "is gone");
+                        let path = segment.path(&self.folder);
+                        self.note_damage(format!(
+                            "the segment `{}` of the buffer is gone: what it held is lost",
+                            path.display()
+                        ));
                         cursor.position = end;
                         batches.push((nothing(), cursor.place()));
                         continue;
@@ -165,19 +169,22 @@ impl Log {
             if at + 1 == inner.segments.len() {
                 inner.active = None;
             }
-            inner.damaged += 1;
+            self.seen().damaged += 1;
         }
         drop(inner);
-        let place = position - segment.base;
-        self.note_damage(segment, &format!("is damaged: {bytes} bytes at {place} cannot be read and are passed over"));
+        let path = Segment { damaged: true, ..segment }.path(&self.folder);
+        self.note_damage(format!(
+            "the segment `{}` of the buffer, kept under this name, is damaged: {bytes} bytes at {} cannot be read and are \
+             passed over",
+            path.display(),
+            position - segment.base
+        ));
         Ok(())
     }
 
-    fn note_damage(&self, segment: Segment, what: &str) {
-        let path = Segment { damaged: true, ..segment }.path(&self.folder);
-        let words = format!("the segment `{}` of the buffer {what}", path.display());
-        tracing::error!("{words}; the file is kept under this name, and the rest of the buffer goes on");
-        self.inner().damage = Some(words);
+    fn note_damage(&self, words: String) {
+        tracing::error!("{words}; the rest of the buffer goes on");
+        self.seen().damage = Some(words);
     }
 
     /// The reader has committed what it read up to here: segments before it go.
@@ -210,9 +217,9 @@ impl Log {
     /// Waits until there is something to read from this place on. False if there never will be.
     pub async fn readable(&self, cursor: &Cursor) -> bool {
         let position = cursor.position;
-        self.until(|inner| {
-            let has_more = inner.visible.position > position;
-            (has_more || inner.finished).then_some(has_more)
+        self.until(|seen| {
+            let has_more = seen.places.visible.position > position;
+            (has_more || seen.finished).then_some(has_more)
         })
         .await
     }
