@@ -30,7 +30,8 @@ impl Loops {
                     (format!("`{name}` is also what `{writer}` of this pipeline writes"), "read something else")
                 } else {
                     let pattern = &text.value;
-                    let words = format!("the pattern `{pattern}` matches `{name}`, which `{writer}` of this pipeline writes");
+                    let words =
+                        format!("the pattern `{pattern}` matches `{name}`, which `{writer}` of this pipeline writes");
                     (words, "narrow the pattern")
                 };
                 problems.push(Problem::error(text.span, words).help(format!(
@@ -62,7 +63,11 @@ mod tests {
         loops.add(&"other".into(), vec![place("a:1", "totals")], Vec::new());
         let itself = Spanned::new("a.log".to_owned(), Span { start: 20, end: 25 });
         let matches = Arc::new(|name: &str| name == "a.log");
-        loops.add(&"logs".into(), vec![place("files", "a.log")], vec![Pattern { system: "files".to_owned(), text: itself, matches }]);
+        loops.add(
+            &"logs".into(),
+            vec![place("files", "a.log")],
+            vec![Pattern { system: "files".to_owned(), text: itself, matches }],
+        );
         loops.add(&"dead_letter".into(), vec![place("a:1", "orders-dead")], Vec::new());
         let problems = loops.problems();
         let said: Vec<_> = problems.iter().map(|problem| (problem.span.start, problem.message.as_str())).collect();

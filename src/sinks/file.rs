@@ -45,7 +45,9 @@ use crate::record::Batch;
 ///
 /// One sink writes a file: a lock keeps others out. A file that holds something that this pipeline did not write is
 /// refused, unless `append` says that it may be written behind. A file that is renamed or removed, as log rotation by
-/// others does it, is noticed at the next commit, and a new one is begun; `rotate` does it without a gap.
+/// others does it, is noticed at the next commit, and a new one is begun; `rotate` does it without a gap. Nobody else may
+/// write behind what the pipeline wrote: the next start cannot tell that from records of an epoch that was cut short, and
+/// cuts it off, with a warning.
 ///
 /// **One file for each time**: `%Y`, `%m`, `%d`, `%H` and the like in the path stand for the record's timestamp, in UTC, as
 /// `strftime` knows them; `%%` is a `%`. Folders are created. Late records go to the file of their time.

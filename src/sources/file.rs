@@ -537,6 +537,106 @@ mod tests {
         assert_eq!((at + rest.len(), rest.last().unwrap().as_str()), (1000, "line 999"));
     }
 
+    /// How many files of a folder this process holds open, also those that were removed.
+    fn held(folder: &TempDir) -> usize {
+        let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.unwrap().path()).ok());
+        links.filter(|to| to.starts_with(folder.path())).count()
+    }
+
+    /// Commits what comes until nothing has come for some seconds.
+    async fn settle(run: &mut SourceRun) {
+        while let Some(pulled) = run.pull_within(Duration::from_secs(7)).await {
+            run.commit(&pulled.unwrap().unwrap());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_was_removed_gives_its_space_back_once_its_end_is_committed() {
+        let folder = folder();
+        let path = folder.path().join("app.log");
+        append(&path, "one\n");
+        let mut run = source(&folder, "*.log", ", follow: true");
+        assert_eq!(lines(&mut run, 1).await, ["one"]);
+        fs::remove_file(&path).unwrap();
+        // Its end is said, and not committed: a rewind would ask for it.
+        let end = run.pull().await.unwrap().unwrap();
+        assert!(run.pull_within(Duration::from_secs(7)).await.is_none());
+        assert_eq!(held(&folder), 1);
+        run.commit(&end);
+        settle(&mut run).await;
+        assert_eq!(held(&folder), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_is_written_anew_again_and_again_holds_one_descriptor() {
+        let folder = folder();
+        let path = folder.path().join("state.log");
+        let mut run = source(&folder, "*.log", ", follow: true");
+        for text in ["the longest of all of them", "one that is shorter", "yet shorter", "short"] {
+            fs::write(&path, format!("{text}\n")).unwrap();
+            assert_eq!(lines(&mut run, 1).await, [text]);
+            settle(&mut run).await;
+            assert_eq!(held(&folder), 1);
+        }
+        assert_eq!(run.rewind().await.pull_within(Duration::from_secs(7)).await.map(|_| ()), None);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_not_utf_8_and_a_hidden_one_are_passed_over() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let folder = folder();
+        for (name, text) in [(&b"caf\xe9.log"[..], "no\n"), (b".hidden.log", "hidden\n"), (b"seen.log", "seen\n")] {
+            append(&folder.path().join(OsStr::from_bytes(name)), text);
+        }
+        assert_eq!(source(&folder, "*.log", "").rest().await, ["seen"]);
+        assert_eq!(source(&folder, "**/*.log", "").rest().await, ["seen"]);
+        assert_eq!(source(&folder, ".*.log", "").rest().await, ["hidden"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_cannot_be_read_holds_up_no_other_and_is_never_read_from_its_beginning_for_that() {
+        let folder = folder();
+        append(&folder.path().join("app.log"), "old\n");
+        // A regular file whose first byte nobody can read.
+        for (start_at, expected) in [("beginning", &["old", "new"][..]), ("end", &["new"])] {
+            let paths = format!("[/proc/self/mem, \"{}/app.log\"]", folder.path().display());
+            let mut run =
+                harness::source(&format!("file: {{ path: {paths}, codec: raw, follow: true, start_at: {start_at} }}"));
+            assert!(run.pull_within(Duration::from_secs(3)).await.is_some_and(|pulled| {
+                run.commit(&pulled.unwrap().unwrap());
+                true
+            }));
+            fs::write(folder.path().join("app.log"), "old\nnew\n").unwrap();
+            let mut read = Vec::new();
+            while let Some(pulled) = run.pull_within(Duration::from_secs(7)).await {
+                let pulled = pulled.unwrap().unwrap();
+                read.extend(texts(&pulled.batch));
+                run.commit(&pulled);
+            }
+            assert!(
+                read.ends_with(&[expected.last().unwrap().to_string()]) && read.len() <= expected.len(),
+                "{read:?}"
+            );
+            fs::write(folder.path().join("app.log"), "old\n").unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_replaced_before_its_turn_is_not_passed_over() {
+        let folder = folder();
+        for name in ["a", "b"] {
+            append(&folder.path().join(name), &format!("{name}\n"));
+        }
+        let mut run = source(&folder, "*", "");
+        assert_eq!(run.next_batch().await.commit().batch.len(), 1);
+        append(&folder.path().join("new"), "another b\n");
+        fs::rename(folder.path().join("new"), folder.path().join("b")).unwrap();
+        let error = run.error().await;
+        assert!(matches!(&error, SourceError::Retry(error) if error.contains("/b`")), "{error:?}");
+        assert_eq!(run.rewind().await.rest().await, ["another b"]);
+    }
+
     #[tokio::test]
     async fn a_bomb_fills_no_memory() {
         let folder = folder();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -19,7 +19,7 @@ use crate::component::{
     Waiting,
 };
 use crate::config::{ProcessEnvironment, SourceFile, load};
-use crate::delivery::{Changes, Participants, Positions, checkpoint};
+use crate::delivery::{Changes, CommitPositions, Participants, Positions, checkpoint};
 use crate::expr::Schema;
 use crate::observe::Metrics;
 use crate::record::{Batch, BatchBuilder, Draft, Partition, Position};
@@ -174,6 +174,8 @@ pub fn underlined(yaml: &str, span: Span) -> &str {
 pub struct SourceRun {
     compiled: CompiledSource,
     committed: Arc<Positions>,
+    /// Where the source hears of commits, if it does.
+    hears: Option<Arc<dyn CommitPositions>>,
     /// Passed over on the way to a batch, and not committed yet.
     passed: Vec<Pulled>,
     /// Asks for the next batch.
@@ -185,10 +187,10 @@ type Item = Option<Result<Pulled, SourceError>>;
 
 impl SourceRun {
     fn of(compiled: CompiledSource) -> Self {
-        let source = build_source(&compiled);
+        let BuiltSource { source, positions: hears } = build_source(&compiled);
         let committed = Arc::default();
         let (pulls, task) = pull(source, Arc::clone(&committed));
-        Self { compiled, committed, passed: Vec::new(), pulls, task }
+        Self { compiled, committed, hears, passed: Vec::new(), pulls, task }
     }
 
     /// What the source declares.
@@ -267,15 +269,21 @@ impl SourceRun {
     /// Commits a position, and all that was passed over before it.
     pub fn commit(&mut self, pulled: &Pulled) {
         let committed = Arc::make_mut(&mut self.committed);
+        let mut epoch = Positions::new();
         for pulled in self.passed.drain(..).as_slice().iter().chain([pulled]) {
             let notes = pulled.notes.iter().map(|(partition, position)| (partition, *position));
             for (partition, position) in [(pulled.batch.origin(), pulled.position)].into_iter().chain(notes) {
+                epoch.insert(Partition::clone(partition), position);
                 if position == Position::FORGOTTEN {
                     committed.remove(&**partition);
                 } else {
                     committed.insert(Partition::clone(partition), position);
                 }
             }
+        }
+        if let Some(hears) = &self.hears {
+            let heard = hears.committed(&epoch).now_or_never();
+            heard.expect("a source that is tested here hears of a commit without waiting");
         }
     }
 
@@ -295,7 +303,9 @@ impl SourceRun {
     /// If the source panicked.
     pub async fn restart(&mut self) -> &mut Self {
         drop(self.stop().await);
-        (self.pulls, self.task) = pull(build_source(&self.compiled), Arc::clone(&self.committed));
+        let built = build_source(&self.compiled);
+        self.hears = built.positions;
+        (self.pulls, self.task) = pull(built.source, Arc::clone(&self.committed));
         self
     }
 
@@ -307,9 +317,8 @@ impl SourceRun {
     }
 }
 
-fn build_source(compiled: &CompiledSource) -> BoxSource {
-    let BuiltSource { source, .. } = (compiled.build)(&build_context()).expect("the source can be built");
-    source
+fn build_source(compiled: &CompiledSource) -> BuiltSource {
+    (compiled.build)(&build_context()).expect("the source can be built")
 }
 
 /// Starts a stream that is pulled on demand. It is dropped when nobody can pull any more.

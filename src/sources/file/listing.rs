@@ -89,7 +89,8 @@ pub(super) fn leads_to(path: &str, written: &str) -> bool {
     let plain = |path: &str| path.trim_start_matches("./").to_owned();
     let written = plain(&files::pattern::Pattern::example(written));
     let path = plain(path);
-    path == written || is_pattern(&path) && Pattern::new(&path).is_ok_and(|path| path.matches_with(&written, AS_A_SHELL))
+    path == written
+        || is_pattern(&path) && Pattern::new(&path).is_ok_and(|path| path.matches_with(&written, AS_A_SHELL))
 }
 
 /// From the root. In a pattern, the folder that the process is in stands for itself.

@@ -447,6 +447,7 @@ fn create(folder: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use proptest::prelude::*;
     use tempfile::TempDir;
 
@@ -525,6 +526,27 @@ mod tests {
     fn commit_long(log: &Log, run: u64, numbers: std::ops::Range<u32>) -> Place {
         let bodies: Vec<_> = numbers.map(long).collect();
         commit(log, run, &bodies.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn who_looks_does_not_wait_for_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(&dir, ROOMY, None);
+        let run = log.cut_back(None).unwrap();
+        commit(&log, run, &["one"]);
+        let cursor = log.cursor(None).unwrap();
+        // As a write that hangs holds it.
+        let working = log.inner();
+        let (done, looked) = std::sync::mpsc::channel();
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let room = log.room(1).now_or_never();
+                done.send((log.stats().records, log.end().records, room, log.readable(&cursor).now_or_never()))
+            });
+            let looked = looked.recv_timeout(std::time::Duration::from_secs(30));
+            drop(working);
+            assert_eq!(looked, Ok((1, 1, Some(true), Some(true))));
+        });
     }
 
     #[test]
