@@ -316,7 +316,7 @@ mod tests {
             futures::future::ready(self.answer.lock().unwrap().clone()).boxed()
         }
 
-        fn is_decided(&self, mark: Mark, _: Positions) -> BoxFuture<'_, Result<bool, String>> {
+        fn is_decided(&self, mark: Mark, _: Positions) -> BoxFuture<'_, Result<bool, FenceError>> {
             self.marks.lock().unwrap().push(mark);
             futures::future::ready(Ok(self.was_decided)).boxed()
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
+use super::transaction::FenceError;
 use crate::record::{Partition, Position};
 
 /// The position behind the last record of each partition.
@@ -38,10 +39,11 @@ pub trait CommitPositions: Send + Sync + fmt::Debug {
     /// final: what was still under way is refused from here on.
     ///
     /// # Errors
-    /// Why it cannot be told yet; it is asked again.
-    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, String>> {
+    /// Why it cannot be told, and whether it is to be asked again.
+    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, FenceError>> {
         let _ = (mark, positions);
-        Box::pin(async { Err("the source cannot commit its positions in a local transaction".to_owned()) })
+        let why = "the source cannot commit its positions in a local transaction";
+        Box::pin(async move { Err(FenceError::Fatal(why.to_owned())) })
     }
 }
 

@@ -44,7 +44,8 @@ const LIMITS_AGE: Duration = Duration::from_mins(10);
 /// ```
 ///
 /// Key, headers and timestamp of a record are kept. Keys go to the partitions that Kafka's own clients choose. A record
-/// that the topic does not take (too large, or without a key where the topic is compacted) is rejected before it is sent.
+/// that the topic does not take (too large, or without a key where the topic is compacted) is rejected before it is sent. Its
+/// size counts as it is before compression.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct KafkaConfig {
@@ -235,6 +236,10 @@ impl KafkaSink {
             let producer = Arc::clone(&self.producer);
             self.runtime.blocking(move || producer.fresh(None)).await.map_err(SinkError::Retry)?
         };
+        if let Some(old) = self.topic.take_if(|topic| !Arc::ptr_eq(topic.producer(), live.raw())) {
+            // It may be the last that holds its client, which then waits for its threads.
+            self.runtime.blocking(move || drop(old)).await;
+        }
         self.topic(&live)?;
         self.partitions = self.ask(Arc::clone(&live)).await?;
         // Anew, now that the number of partitions is known.

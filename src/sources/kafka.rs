@@ -421,6 +421,29 @@ pub(crate) mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn rule_16_where_partitions_come_later_the_queues_are_made_anew() {
+        let (prefix, group, writer) = (unique("many"), unique("group"), Process::new("writer", false));
+        // Room for the queues of one topic's partitions, and for no more of that size.
+        let process = Process { memory: 4 << 20, ..Process::new("one", false) };
+        let mut sink = sink_to(&writer, sink_config(&format!("{prefix}-early"))).await;
+        write(&mut sink, &[draft("first")]).await;
+        let mut pattern = config(&group, &format!("^{prefix}-"));
+        pattern.options.extend(options(&[("topic.metadata.refresh.interval.ms", 500)]));
+        let (mut source, _) = process.source(&compiled(pattern));
+        let (cx, _requests) = run();
+        assert_eq!(bodies(&pull(&mut source, cx, 1).await.unwrap()), ["first"]);
+        let mut other = sink_to(&writer, sink_config(&format!("{prefix}-late"))).await;
+        write(&mut other, &[draft("second")]).await;
+        let (cx, _requests) = run();
+        let error = pull(&mut source, cx, 2).await.unwrap_err();
+        assert!(matches!(&error, SourceError::Retry(why) if why.contains("made anew for 8 partitions")), "{error}");
+        let (cx, _requests) = run();
+        let mut read = bodies(&pull(&mut source, cx, 2).await.unwrap());
+        read.sort();
+        assert_eq!(read, ["first", "second"]);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn rule_18_an_output_that_comes_to_match_is_fatal() {
         let (topic, process) = (unique("loop"), Process::new("one", false));
         let (mut source, _) = process.source(&compiled(config(&unique("group"), &format!("^{topic}"))));

@@ -97,14 +97,13 @@ impl Parts {
         Ok(Self { sources, transforms, sinks, dead_letter, ledger })
     }
 
-    /// Builds the components of stages that panicked anew; what they knew may be wrong.
-    pub(super) fn rebuild(&mut self, plan: &Plan, host: &Host) -> Result<(), BuildError> {
+    /// Builds the components of stages that panicked anew; what they knew may be wrong. Returns the old ones.
+    pub(super) fn rebuild(&mut self, plan: &Plan, host: &Host) -> Result<Self, BuildError> {
         let fresh = Self::build(plan, host)?;
         for (old, new) in self.ledger.accounts.iter().zip(&fresh.ledger.accounts) {
             *new.committed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = old.committed();
         }
-        *self = fresh;
-        Ok(())
+        Ok(std::mem::replace(self, fresh))
     }
 
     /// Whether a stage is a sink, or the dead letter.

@@ -159,7 +159,14 @@ async fn supervise_to_its_end(plan: Plan, host: Host, stop: CancellationToken) -
     };
     pipeline.progress.enter(state, None, reason);
     pipeline.progress.look(pipeline.budget.used());
+    let Supervised { host, parts, .. } = pipeline;
+    let_go(&host, parts).await;
     end
+}
+
+/// Lets components go where it may block: a client waits for its threads, and they may wait for a broker.
+async fn let_go(host: &Host, parts: Parts) {
+    host.runtime.blocking(move || drop(parts)).await;
 }
 
 /// A pipeline whose components cannot be built never gets as far as a run.
@@ -212,7 +219,7 @@ impl Supervised {
             let name = stage.as_ref().map(ToString::to_string);
             self.progress.enter(PipelineState::BackingOff, name.clone(), Some(reason.clone()));
             self.abort_transaction().await;
-            if let Err(error) = self.rebuild_after(&failure, stage.as_deref()) {
+            if let Err(error) = self.rebuild_after(&failure, stage.as_deref()).await {
                 return PipelineEnd::Failed(error.to_string());
             }
             let commits = self.progress.epoch() > epoch_before;
@@ -276,7 +283,7 @@ impl Supervised {
     }
 
     /// Builds anew what panicked: what it knew may be wrong. Transforms are new in each run.
-    fn rebuild_after(&mut self, failure: &Failure, stage: Option<&str>) -> Result<(), BuildError> {
+    async fn rebuild_after(&mut self, failure: &Failure, stage: Option<&str>) -> Result<(), BuildError> {
         let panicked = match failure {
             Failure::Panicked(_) => true,
             Failure::AtWork(AtWork { panicked, .. }) => {
@@ -284,7 +291,11 @@ impl Supervised {
             }
             _ => false,
         };
-        if panicked { self.parts.rebuild(&self.plan, &self.host) } else { Ok(()) }
+        if panicked {
+            let old = self.parts.rebuild(&self.plan, &self.host)?;
+            let_go(&self.host, old).await;
+        }
+        Ok(())
     }
 
     async fn abort_transaction(&self) {

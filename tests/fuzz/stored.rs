@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::lines::wait_for;
 use futures::future::BoxFuture;
-use weir::delivery::{CommitPositions, LocalTransaction, Mark, Participants, Positions, Transaction, checkpoint};
+use weir::delivery::{
+    CommitPositions, FenceError, LocalTransaction, Mark, Participants, Positions, Transaction, checkpoint,
+};
 use weir::record::Position;
 use weir::runtime::Runtime;
 use weir::state::{MemoryStore, Store};
@@ -57,7 +59,7 @@ impl CommitPositions for Judge {
         Box::pin(async { Ok(()) })
     }
 
-    fn is_decided(&self, _: Mark, _: Positions) -> BoxFuture<'_, Result<bool, String>> {
+    fn is_decided(&self, _: Mark, _: Positions) -> BoxFuture<'_, Result<bool, FenceError>> {
         Box::pin(async { Ok(self.0) })
     }
 }

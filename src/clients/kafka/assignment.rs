@@ -66,6 +66,11 @@ impl<Q> Held<Q> {
         !progress.closed
     }
 
+    /// Whether it is being taken away.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.progress().closed
+    }
+
     /// Notes that librdkafka has stopped fetching it.
     pub(crate) fn stalled(&self) {
         self.progress().stalled = true;
@@ -192,15 +197,15 @@ impl<Q> Assignment<Q> {
         }
     }
 
-    /// The positions that may be committed on their own: of partitions still held, read under this assignment, and not
-    /// committed yet.
+    /// The positions that may be committed on their own: of partitions still held, read under this assignment, and ahead of
+    /// what is committed. A try of an earlier run may still be under way.
     pub(crate) fn committable(&self, positions: &Positions) -> Vec<(Arc<Partition>, i64)> {
         let mut offsets = Vec::new();
         for (partition, Position(position)) in positions {
             let Some((origin, held)) = self.held.get_key_value(partition) else { continue };
             let progress = held.progress();
             let read_here = progress.pulled.is_some_and(|pulled| *position <= pulled) && *position > held.start;
-            if read_here && progress.committed != Some(*position) {
+            if read_here && progress.committed < Some(*position) {
                 offsets.push((Arc::clone(origin), *position));
             }
         }
@@ -306,6 +311,15 @@ mod tests {
         assert_eq!(assignment.rewind().len(), 1);
         read(&assignment, 0, 14);
         assert_eq!(numbers(assignment.committable_together(&positions(&[(0, 14)])).unwrap()), [(0, 14)]);
+    }
+
+    #[test]
+    fn a_try_of_an_earlier_run_does_not_put_an_offset_back() {
+        let mut assignment = holding(&[(0, 10)]);
+        read(&assignment, 0, 40);
+        assignment.committed([(&partition(0), 30)]);
+        assert!(assignment.committable(&positions(&[(0, 20)])).is_empty());
+        assert_eq!(numbers(assignment.committable(&positions(&[(0, 35)]))), [(0, 35)]);
     }
 
     #[test]

@@ -47,7 +47,7 @@ use unheld::Unheld;
 
 use crate::clock::Instant;
 use crate::component::{EpochRequests, SourceError, Waiting};
-use crate::delivery::{CommitPositions, Decision, Mark, Positions};
+use crate::delivery::{CommitPositions, Decision, FenceError, Mark, Positions};
 use crate::record::Partition;
 
 /// How long a revoke waits for the epoch to close.
@@ -100,6 +100,8 @@ struct State {
     waiting: Waiting,
     /// A topic is not there that is read.
     topic_missing: bool,
+    /// How many partitions were held at once.
+    most_partitions: usize,
     /// When the identity was last given to another member.
     fenced: Option<Instant>,
     found: Found,
@@ -107,6 +109,25 @@ struct State {
     /// Makes the polling thread panic.
     #[cfg(test)]
     panics: bool,
+}
+
+impl State {
+    fn take_fatal(&mut self) -> Option<String> {
+        match self.fault.take() {
+            Some(SourceError::Fatal(why)) => Some(why),
+            other => {
+                self.fault = other;
+                None
+            }
+        }
+    }
+
+    /// Notes why the run cannot go on. What a person must mend is not hidden by what passes.
+    fn set_fault(&mut self, fault: SourceError) {
+        if self.fault.is_none() || matches!(fault, SourceError::Fatal(_)) {
+            self.fault = Some(fault);
+        }
+    }
 }
 
 struct Running {
@@ -125,6 +146,8 @@ pub(crate) struct Context {
     group: Arc<GroupConsumer>,
     client: OnceLock<Weak<Client>>,
     closing: AtomicBool,
+    /// How large each of its queues is.
+    queue_kib: u64,
 }
 
 impl Context {
@@ -187,8 +210,10 @@ impl GroupConsumer {
 
     /// A run is over: nothing more is read, and nobody closes its epoch.
     pub(crate) fn end_run(&self, run: u64) {
-        if self.runs.load(Ordering::Acquire) == run {
-            self.state().epochs = None;
+        let mut state = self.state();
+        // Who is still about to begin it finds another number, and does not.
+        if self.runs.compare_exchange(run, run + 1, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            state.epochs = None;
         }
     }
 
@@ -206,12 +231,7 @@ impl GroupConsumer {
     }
 
     fn fault(&self, fault: SourceError) {
-        let mut state = self.state();
-        // What a person must mend is not hidden by what passes.
-        if state.fault.is_none() || matches!(fault, SourceError::Fatal(_)) {
-            state.fault = Some(fault);
-        }
-        drop(state);
+        self.state().set_fault(fault);
         self.wake.notify_one();
     }
 
@@ -236,13 +256,21 @@ impl GroupConsumer {
         if self.runs.load(Ordering::Acquire) != run {
             return Err(SourceError::Retry("a later run has begun".to_owned()));
         }
-        // Found between two runs: joining again would push the other process out.
-        if let Some(why) = self.take_fatal() {
-            return Err(SourceError::Fatal(why));
-        }
-        self.close_if_dead();
-        let rewinds = {
+        let rewinds = loop {
             let mut state = self.state();
+            // Found between two runs: joining again would push the other process out.
+            if let Some(why) = state.take_fatal() {
+                return Err(SourceError::Fatal(why));
+            }
+            if std::mem::take(&mut state.dead) {
+                drop(state);
+                self.close();
+                continue;
+            }
+            // It may have ended while we waited.
+            if self.runs.load(Ordering::Acquire) != run {
+                return Err(SourceError::Retry("the run is over".to_owned()));
+            }
             state.epochs = Some(epochs);
             // What an earlier run waited for is waited for until the next look.
             let former = std::mem::replace(&mut state.waiting, waiting).reason();
@@ -250,7 +278,7 @@ impl GroupConsumer {
                 state.waiting.set(reason);
             }
             state.fault = None;
-            state.assignment.rewind()
+            break state.assignment.rewind();
         };
         match self.client() {
             None => self.join().map_err(SourceError::Retry),
@@ -265,16 +293,17 @@ impl GroupConsumer {
     }
 
     /// Joins the group, unless this process is about to or has. Blocks.
-    fn join_if_needed(self: &Arc<Self>) -> Result<(), String> {
+    fn join_if_needed(self: &Arc<Self>) -> Result<(), FenceError> {
         let _one_at_a_time = self.starting.lock().unwrap_or_else(PoisonError::into_inner);
-        self.close_if_dead();
-        if self.client().is_some() { Ok(()) } else { self.join() }
-    }
-
-    fn close_if_dead(&self) {
-        if std::mem::take(&mut self.state().dead) {
+        // Joining again would push the other process out.
+        if let Some(why) = self.take_fatal() {
+            return Err(FenceError::Fatal(why));
+        }
+        let is_dead = std::mem::take(&mut self.state().dead);
+        if is_dead {
             self.close();
         }
+        if self.client().is_some() { Ok(()) } else { Ok(self.join()?) }
     }
 
     fn join(self: &Arc<Self>) -> Result<(), String> {
@@ -284,10 +313,10 @@ impl GroupConsumer {
         }
         let queue_kib = settings.queue_kib(1);
         let mut client = self.new_client(queue_kib)?;
-        if let Some(smaller) =
-            self.count_partitions(&client).map(|count| settings.queue_kib(count)).filter(|kib| *kib < queue_kib)
-        {
-            client = self.new_client(smaller)?;
+        // Where nobody says yet, it shows when they are assigned.
+        let count = self.count_partitions(&client).unwrap_or(1).max(self.state().most_partitions);
+        if settings.queue_kib(count) < queue_kib {
+            client = self.new_client(settings.queue_kib(count))?;
         }
         // It is set once, here.
         let _ = client.context().client.set(Arc::downgrade(&client));
@@ -305,7 +334,8 @@ impl GroupConsumer {
 
     fn new_client(self: &Arc<Self>, queue_kib: u64) -> Result<Arc<Client>, String> {
         let config = self.settings.client_config(queue_kib)?;
-        let context = Context { group: Arc::clone(self), client: OnceLock::new(), closing: AtomicBool::new(false) };
+        let context =
+            Context { group: Arc::clone(self), client: OnceLock::new(), closing: AtomicBool::new(false), queue_kib };
         config.create_with_context(context).map(Arc::new).map_err(|error| error.to_string())
     }
 
@@ -348,6 +378,10 @@ impl GroupConsumer {
             }
         }
         if stalled.count() > 0 {
+            // They would be given up as if that were our wish, and the group would take us for one that has them still.
+            if client.assignment_lost() {
+                return Err(KafkaError::Seek("the group has taken the partitions away".to_owned()));
+            }
             // Only a new assignment makes librdkafka fetch again.
             if self.settings.is_incremental() {
                 client.incremental_unassign(&stalled)?;
@@ -460,14 +494,7 @@ impl GroupConsumer {
 
     /// Why this process must not go on as the member that it was, if that was found and nobody was told.
     pub(crate) fn take_fatal(&self) -> Option<String> {
-        let mut state = self.state();
-        match state.fault.take() {
-            Some(SourceError::Fatal(why)) => Some(why),
-            other => {
-                state.fault = other;
-                None
-            }
-        }
+        self.state().take_fatal()
     }
 
     /// How to reach the cluster.
@@ -516,8 +543,9 @@ fn keep_polling(client: &Client) {
         match client.poll(POLL) {
             None => {}
             Some(Ok(_)) => {
-                // All partitions are split off before they are assigned. Better to go back than to lose a record.
-                group.fault(SourceError::Retry("a record came on the consumer's main queue".to_owned()));
+                // All partitions are split off before they are assigned. Better to begin anew than to lose a record.
+                group.give_up(SourceError::Retry("a record came on the consumer's main queue".to_owned()));
+                break;
             }
             Some(Err(error)) if group.judge(client, &error) => {}
             Some(Err(_)) => break,
@@ -584,7 +612,7 @@ impl CommitPositions for GroupPositions {
         })
     }
 
-    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, String>> {
+    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, FenceError>> {
         let group = Arc::clone(&self.0);
         Box::pin(async move {
             let runtime = group.settings.runtime.clone();

@@ -113,7 +113,7 @@ impl SharedProducer {
         self.seldom.now(what)
     }
 
-    /// Asks for the limits of all topics, unless the answer is younger than `max_age`.
+    /// Asks for the limits of all topics, unless they were asked for within `max_age`.
     pub(crate) async fn refresh_limits(&self, max_age: Duration) {
         if self.settings.connection.is_embedded() {
             return;
@@ -127,15 +127,14 @@ impl SharedProducer {
             }
             lock(&self.topics).names()
         };
+        // A broker that does not answer, or must not, is not asked more often than one that does.
+        *lock(&self.asked) = Some(now);
         let described = match self.settings.connection.client_config(&[], &[]) {
             Ok(config) => limits::describe(&config, &topics, &self.settings.runtime).await,
             Err(error) => Err(error),
         };
         match described {
-            Ok(described) => {
-                *lock(&self.asked) = Some(self.settings.runtime.clock().now());
-                lock(&self.topics).told(described);
-            }
+            Ok(described) => lock(&self.topics).told(described),
             Err(error) => {
                 let pipeline = &self.settings.pipeline;
                 if self.seldom.now("limits") {

@@ -18,8 +18,8 @@ mod tests {
 
     use crate::component::{BoxSink, BuildContext};
     use crate::delivery::{
-        Changes, CommitPositions, Committed, Decision, LocalTransaction, Mark, Participant, Participants, Positions,
-        SourceOffsets, Transaction, checkpoint,
+        Changes, CommitPositions, Committed, Decision, FenceError, LocalTransaction, Mark, Participant, Participants,
+        Positions, SourceOffsets, Transaction, checkpoint,
     };
     use crate::record::{Batch, BatchBuilder, Draft, Partition, Position, Timestamp};
     use crate::runtime::Runtime;
@@ -102,7 +102,7 @@ mod tests {
             })
         }
 
-        fn is_decided(&self, mark: Mark, _: Positions) -> BoxFuture<'_, Result<bool, String>> {
+        fn is_decided(&self, mark: Mark, _: Positions) -> BoxFuture<'_, Result<bool, FenceError>> {
             Box::pin(async move { Ok(self.0.judged.lock().unwrap().1.as_ref() == Some(&mark)) })
         }
     }

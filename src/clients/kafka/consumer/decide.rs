@@ -2,8 +2,9 @@
 //!
 //! Every commit carries its mark. One that is in doubt is made again, until the broker has taken it, or it can be made no
 //! more; nothing else moves meanwhile. What became of it then is asked by the next run, or the next process, as a member of
-//! the group: what its predecessor still had under way is refused from then on. Only a commit that was never sent is known
-//! not to be made: the client sends a request again by itself, and tells of the last answer only.
+//! the group: what an earlier process still had under way is refused from then on, and what an earlier run of this one had
+//! was sent ahead of the question on the same connection. Only a commit that was never sent is known not to be made: the
+//! client sends a request again by itself, and tells of the last answer only.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -15,7 +16,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use super::{COMMIT_LIMIT, Client, GroupConsumer, PAUSE, committed, offset_list};
 use crate::clients::kafka::lineage::Lineage;
 use crate::clients::kafka::raw::GroupMetadata;
-use crate::delivery::{Decision, Mark, Positions};
+use crate::delivery::{Decision, FenceError, Mark, Positions};
 use crate::record::{Partition, Position};
 
 /// How long a process waits to become a member before it says so, and tries again.
@@ -122,26 +123,27 @@ impl GroupConsumer {
     }
 
     /// Whether the positions were committed under the mark, by this process or the one before it. Blocks.
-    pub(super) fn is_decided(self: &Arc<Self>, mark: &Mark, positions: &Positions) -> Result<bool, String> {
+    pub(super) fn is_decided(self: &Arc<Self>, mark: &Mark, positions: &Positions) -> Result<bool, FenceError> {
         // Whoever waits for a turn to decide has lost it, and whoever is at it comes to an end first.
         self.decisions.fetch_add(1, Ordering::AcqRel);
         let _one_at_a_time = self.deciding.lock().unwrap_or_else(PoisonError::into_inner);
         let client = self.member()?;
-        self.ask(&client, mark, positions).map_err(|error| format!("cannot read the group's offsets yet: {error}"))
+        let answer = self.ask(&client, mark, positions);
+        Ok(answer.map_err(|error| format!("cannot read the group's offsets yet: {error}"))?)
     }
 
     /// The client, once it is a member of the group.
-    fn member(self: &Arc<Self>) -> Result<Arc<Client>, String> {
+    fn member(self: &Arc<Self>) -> Result<Arc<Client>, FenceError> {
         self.join_if_needed()?;
         let clock = self.settings.runtime.clock();
         let started = clock.now();
         loop {
-            let client = self.client().ok_or("the consumer is closed")?;
+            let client = self.client().ok_or_else(|| "the consumer is closed".to_owned())?;
             if GroupMetadata::of(&client).is_some() {
                 return Ok(client);
             }
             if clock.now().duration_since(started) > JOIN_LIMIT {
-                return Err(format!("waiting to become a member of group `{}`", self.settings.group));
+                return Err(format!("waiting to become a member of group `{}`", self.settings.group).into());
             }
             std::thread::sleep(PAUSE);
         }
@@ -180,12 +182,12 @@ fn judge(error: &KafkaError, group: &str) -> Try {
             Code::FencedInstanceId
             | Code::FencedMemberEpoch
             | Code::GroupAuthorizationFailed
-            | Code::TopicAuthorizationFailed
             | Code::OffsetMetadataTooLarge
-            | Code::InvalidCommitOffsetSize
-            | Code::UnknownTopicOrPartition,
+            | Code::InvalidCommitOffsetSize,
         ) => Try::Refused(why),
-        // Of the others a broker answers some after it has written the offsets.
+        // Of the others a broker answers some after it has written the offsets; and where it refuses one topic (a right
+        // that was taken away, a topic that was deleted), it has written those of the others. Only the whole counts: it is
+        // asked for until all of it is written, or a partition goes.
         _ => Try::InDoubt(why),
     }
 }
@@ -282,7 +284,10 @@ mod tests {
                 loop {
                     match self.judge.is_decided(mark.clone(), positions.clone()).await {
                         Ok(answer) => return answer,
-                        Err(error) => assert!(error.contains("yet") || error.contains("waiting"), "{error}"),
+                        Err(error) => {
+                            let error = error.to_string();
+                            assert!(error.contains("yet") || error.contains("waiting"), "{error}");
+                        }
                     }
                 }
             };
@@ -367,6 +372,37 @@ mod tests {
         assert!(matches!(outcome, Decision::Unknown(_)), "{outcome:?}");
         // Who asks as a member of the next generation learns it.
         assert!(!one.is_decided(mark("a", 1), &first).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_that_is_refused_for_one_topic_is_made_until_it_is_whole() {
+        let broker = MockBroker::start().unwrap();
+        broker.create_topic("in", 1);
+        let process = Process::new("one", false);
+        let (mut to, mut from) = (sink_config("in"), config(&unique("group"), "in"));
+        to.set_brokers(&broker.address());
+        from.set_brokers(&broker.address());
+        write(&mut sink_to(&process, to).await, &[draft("first")]).await;
+        let (source, judge) = process.source(&compiled(from));
+        let mut one = Reading { source, judge, process };
+        let first = one.read().await;
+        // The other topics of the commit may be written by then.
+        let refused =
+            [Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, Error::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART];
+        broker.fail_next(RDKafkaApiKey::OffsetCommit as i16, &refused);
+        assert_eq!(one.judge.decide(mark("a", 1), first.clone()).await, Decision::Yes);
+        assert!(one.is_decided(mark("a", 1), &first).await);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn rule_9_who_was_replaced_asks_nothing_as_the_member_that_it_was() {
+        let topic = Topic::new();
+        topic.write("first").await;
+        let mut one = topic.process();
+        let first = one.read().await;
+        let why = "another process works as this instance".to_owned();
+        one.group().give_up(crate::component::SourceError::Fatal(why.clone()));
+        assert_eq!(one.judge.is_decided(mark("a", 1), first).await, Err(FenceError::Fatal(why)));
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -70,6 +70,11 @@ impl GroupConsumer {
             return true;
         }
         let metadata = match client.fetch_metadata(None, REQUEST) {
+            // A broker that has just started may know of no broker and no topic.
+            Ok(metadata) if metadata.brokers().is_empty() => Err("the cluster has no broker yet".to_owned()),
+            answer => answer.map_err(|error| error.to_string()),
+        };
+        let metadata = match metadata {
             Ok(metadata) => metadata,
             Err(error) => {
                 if self.seldom.now("topics unknown") {

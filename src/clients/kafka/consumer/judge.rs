@@ -93,8 +93,11 @@ impl GroupConsumer {
 
     /// The client is of no more use: the run ends, and the next one makes a new client.
     pub(super) fn give_up(&self, fault: SourceError) {
-        self.state().dead = true;
-        self.fault(fault);
+        let mut state = self.state();
+        state.dead = true;
+        state.set_fault(fault);
+        drop(state);
+        self.wake.notify_one();
     }
 
     /// Says in words which records are gone. Blocks.

@@ -17,7 +17,8 @@ pub(crate) struct Reader {
     partitions: Vec<Reading>,
     changes: u64,
     turn: usize,
-    stop: Option<Stop>,
+    /// What stands behind the batch that was handed on last.
+    stop: Option<(Arc<Held<Queue>>, Stop)>,
     headers: HeadersBuilder,
 }
 
@@ -49,7 +50,9 @@ impl Reader {
 
     /// The next batch, if there is one.
     pub(crate) fn next(&mut self) -> Result<Option<Pulled>, Stop> {
-        if let Some(stop) = self.stop.take() {
+        if let Some((held, stop)) = self.stop.take()
+            && !held.is_closed()
+        {
             return Err(stop);
         }
         self.look()?;
@@ -102,9 +105,11 @@ impl Reader {
         }
         match pulled {
             Some(pulled) => {
-                self.stop = stop;
+                self.stop = stop.map(|stop| (Arc::clone(held), stop));
                 Ok(held.yielded(pulled.position.0).then_some(pulled))
             }
+            // A partition that is being taken away is no business of ours any more, gap or not.
+            None if held.is_closed() => Ok(None),
             None => stop.map_or(Ok(None), Err),
         }
     }

@@ -55,13 +55,29 @@ impl GroupConsumer {
             if self.settings.is_incremental() { client.incremental_assign(&offsets) } else { client.assign(&offsets) };
         drop(still);
         if let Err(error) = taken {
-            self.fault(SourceError::Retry(format!("cannot take on partitions: {error}")));
+            // They are held, and nobody would read them: only a new client takes them on.
+            self.give_up(SourceError::Retry(format!("cannot take on partitions: {error}")));
         }
+        self.mind_the_queues(context);
         if !partitions.is_empty() {
             self.state().topic_missing = false;
             tracing::info!(component = %self.settings.source, partitions = %names(&partitions), "partitions assigned");
         }
         self.wake.notify_one();
+    }
+
+    /// Queues are made for as many partitions as there were when the client was. Where more have come, they would take more
+    /// than their share of the memory: a new client has smaller ones.
+    fn mind_the_queues(&self, context: &Context) {
+        let held = {
+            let mut state = self.state();
+            let held = state.assignment.held().count();
+            state.most_partitions = state.most_partitions.max(held);
+            held
+        };
+        if self.settings.queue_kib(held) < context.queue_kib {
+            self.give_up(SourceError::Retry(format!("the queues are made anew for {held} partitions")));
+        }
     }
 
     pub(super) fn revoked(&self, context: &Context, client: &Client, list: &TopicPartitionList) {
@@ -149,10 +165,16 @@ impl GroupConsumer {
             .map(|(t, _)| t)
             .collect();
         let mut firsts = BTreeMap::new();
+        let mut is_fixed_by_others = false;
         for topic in without {
-            if let Some(first) = self.first_start(client, topic)? {
-                firsts.extend(first);
+            match self.first_start(client, topic)? {
+                Some(first) => firsts.extend(first),
+                None => is_fixed_by_others |= self.settings.start_at != StartAt::Earliest,
             }
+        }
+        if is_fixed_by_others {
+            // Another member has fixed the start since this one asked, for these partitions too.
+            committed = self::committed(client, names())?;
         }
         let mut start = |(topic, number): (&str, i32)| {
             let name = (topic.to_owned(), number);
@@ -193,6 +215,10 @@ impl GroupConsumer {
                 element.set_metadata(Lineage::default().to_string());
             }
             starts.insert((topic.to_owned(), number), newest);
+        }
+        // Asking took its time. What another member has committed meanwhile is not written over.
+        if !committed_offsets(client, starts.keys().map(|(topic, number)| (topic.as_str(), *number)))?.is_empty() {
+            return Ok(None);
         }
         if let Err(error) = client.commit(&list, CommitMode::Sync) {
             // The start stands in memory, so nothing is skipped while this process lives.

@@ -60,7 +60,7 @@ impl<C: ClientContext + 'static> Topic<C> {
             }
             let topic = sys::rd_kafka_topic_new(producer.client.native_ptr(), name.as_ptr(), config);
             let Some(topic) = NonNull::new(topic) else {
-                sys::rd_kafka_topic_conf_destroy(config);
+                // The settings are gone already, whatever it was.
                 return Err(text(sys::rd_kafka_err2str(sys::rd_kafka_last_error())));
             };
             Ok(Self { topic, producer: Arc::clone(producer) })

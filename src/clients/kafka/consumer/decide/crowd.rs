@@ -12,8 +12,8 @@ use futures::future::BoxFuture;
 
 use super::{Lineage, has_happened};
 use crate::delivery::{
-    Changes, CommitPositions, Committed, Decision, LocalTransaction, Mark, Participant, Participants, Positions,
-    SourceOffsets, Transaction,
+    Changes, CommitPositions, Committed, Decision, FenceError, LocalTransaction, Mark, Participant, Participants,
+    Positions, SourceOffsets, Transaction,
 };
 use crate::record::{Partition, Position};
 use crate::runtime::Runtime;
@@ -183,7 +183,7 @@ impl CommitPositions for Member {
         async move { self.try_decide(&mark, &positions) }.boxed()
     }
 
-    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, String>> {
+    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, FenceError>> {
         async move { Ok(self.ask(&mark, &positions)) }.boxed()
     }
 }
