@@ -1,8 +1,21 @@
-//! Each row of each table: its page is there, documents every field, and its examples parse and compile.
+//! Each row of each table: its page is there, documents every field, and its examples parse and compile; it stops on time,
+//! and it loses nothing.
+
+mod broker;
+mod process;
+
+#[path = "conformance/sinks.rs"]
+mod sinks;
+#[path = "conformance/sources.rs"]
+mod sources;
+#[path = "conformance/transforms.rs"]
+mod transforms;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use broker::wait::wait_until;
 use schemars::{Schema, SchemaGenerator};
 use weir::component::node::Node;
 use weir::component::{CheckContext, Problem, Severity, Span};
@@ -10,6 +23,12 @@ use weir::config::{Environment, SourceFile, diagnostic, load};
 use weir::sinks::SINKS;
 use weir::sources::SOURCES;
 use weir::transforms::TRANSFORMS;
+
+/// For what takes a moment even on a machine that is busy with other tests.
+const SOON: Duration = Duration::from_mins(1);
+
+/// How long a process may take to stop, whatever it is doing. Its grace is 30 s.
+const STOP: Duration = Duration::from_secs(10);
 
 /// A machine without variables and secrets: an example stands for itself.
 struct Nothing;
@@ -65,24 +84,50 @@ impl Row {
 
     /// Compiles an example, `NAME: …`, and returns what is wrong with it as text.
     fn compiled(&self, example: &str) -> Result<(), String> {
-        let file = Arc::new(SourceFile { path: PathBuf::from(self.name), text: example.to_owned() });
-        let (documents, mut problems) = load(Arc::clone(&file), &Nothing);
-        let config = documents.first().and_then(|document| document.root.get(self.name));
-        let mut compiled = false;
-        if let Some(config) = config {
-            let mut cx = CheckContext::new(self.name, config.span, weir::expr::Schema::default());
-            compiled = (self.compile)(config, &mut cx);
-            problems.extend(cx.problems);
-        } else {
-            problems.push(Problem::error(Span::default(), format!("the example does not begin with `{}:`", self.name)));
-        }
-        problems.retain(|problem| problem.severity == Severity::Error);
-        if !compiled && problems.is_empty() {
-            return Err(format!("{} {}: not compiled, and nobody says why", self.table, self.name));
-        }
-        let words: Vec<String> = problems.iter().map(|problem| diagnostic::render(&file, problem)).collect();
-        if words.is_empty() { Ok(()) } else { Err(words.join("\n")) }
+        let compile = |node: &Node, cx: &mut CheckContext| (self.compile)(node, cx).then_some(());
+        try_compile(self.name, example, compile)
     }
+}
+
+/// Compiles `KIND: …`, or returns what is wrong with it as text.
+fn try_compile<T>(
+    kind: &str,
+    text: &str,
+    compile: impl FnOnce(&Node, &mut CheckContext) -> Option<T>,
+) -> Result<T, String> {
+    let file = Arc::new(SourceFile { path: PathBuf::from(kind), text: text.to_owned() });
+    let (documents, mut problems) = load(Arc::clone(&file), &Nothing);
+    let config = documents.first().and_then(|document| document.root.get(kind));
+    let mut compiled = None;
+    if let Some(config) = config {
+        let mut cx = CheckContext::new(kind, config.span, weir::expr::Schema::default());
+        compiled = compile(config, &mut cx);
+        problems.extend(cx.problems);
+    } else {
+        problems.push(Problem::error(Span::default(), format!("the example does not begin with `{kind}:`")));
+    }
+    problems.retain(|problem| problem.severity == Severity::Error);
+    let words: Vec<String> = problems.iter().map(|problem| diagnostic::render(&file, problem)).collect();
+    match compiled {
+        Some(compiled) if words.is_empty() => Ok(compiled),
+        None if words.is_empty() => Err("not compiled, and nobody says why".to_owned()),
+        _ => Err(words.join("\n")),
+    }
+}
+
+/// What a way to exercise a kind says in a pipeline file, compiled.
+fn compiled<T>(kind: &str, config: &str, compile: fn(&Node, &mut CheckContext) -> Option<T>) -> T {
+    try_compile(kind, config, compile).unwrap_or_else(|words| panic!("{kind}:\n{words}"))
+}
+
+/// Asks a process to stop, whatever it is doing.
+fn stop_in_time(who: &str, weir: &mut process::Weir) {
+    weir.must_run();
+    weir.terminate();
+    wait_until(&format!("{who} to stop"), STOP, || weir.exit_code().is_some());
+    let log = weir.log();
+    assert_eq!(weir.exit_code(), Some(0), "{who}:\n{log}");
+    assert!(!log.contains("left behind"), "{who}:\n{log}");
 }
 
 #[test]

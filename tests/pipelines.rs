@@ -92,14 +92,3 @@ fn the_pipelines_in_the_documents_compile() {
         }
     }
 }
-
-#[test]
-fn the_pipelines_of_the_kubernetes_manifests_compile() {
-    let path = root().join("deploy/kubernetes/configmap.yaml");
-    let file = Arc::new(SourceFile { text: fs::read_to_string(&path).unwrap(), path });
-    let (documents, problems) = load(file, &Variables(&[]));
-    assert!(problems.is_empty());
-    let pipelines = documents[0].root.get("data").and_then(|data| data.get("large-orders.yaml"));
-    let text = pipelines.and_then(|text| text.text()).expect("the ConfigMap holds the file");
-    assert_eq!(compiled("large-orders.yaml", text), 1);
-}

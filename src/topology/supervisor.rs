@@ -513,6 +513,8 @@ mod tests {
 
     use super::super::testing::{Deed, Id, Kit, Run};
     use super::*;
+    use crate::codecs::Codec;
+    use crate::record::{BatchBuilder, Draft, Partition};
 
     fn pass(_: &str, _: Id) -> Deed {
         Deed::Pass
@@ -586,6 +588,53 @@ mod tests {
         kit.world.away.store(false, Ordering::Relaxed);
         assert_eq!(run.end().await.end, PipelineEnd::Finished);
         assert_eq!(kit.world.of("out").len(), kit.all_but(&[]).len(), "each once: nothing was restarted");
+    }
+
+    /// What the budget is charged for a batch of the source.
+    fn batch_bytes(records: i64) -> u64 {
+        let origin = Partition { source: "in".into(), topic: "t".into(), number: 0 };
+        let mut built = BatchBuilder::new(Arc::new(origin), 64, 8);
+        for offset in 0..records {
+            built.push_copy(Draft { body: offset.to_string().as_bytes(), offset, ..Draft::default() });
+        }
+        let mut charged = 0;
+        Codec::Raw.decode(built.finish(), &mut Vec::new()).charge(|bytes| {
+            charged = bytes;
+            Budget::new(0).charge(bytes, None)
+        });
+        charged
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rule_4_with_one_slow_lane_memory_holds_and_the_others_go_on() {
+        let slow = |stage: &str, id: Id| match stage {
+            "out" if id.0 == 0 => Deed::Slow(Duration::from_micros(1_300)),
+            _ => Deed::Pass,
+        };
+        // So large that memory is full long before the channels are.
+        let batch = 8_000;
+        let kit = Kit { lanes: 3, batch, records: 10 * batch, ..Kit::new(slow) };
+        let run = kit.start(8);
+        let metrics = run.host.metrics.pipeline("p");
+        let one = i64::try_from(batch_bytes(batch)).unwrap();
+        let (mut most, mut furthest) = (0, 0);
+        let limit = i64::try_from(run.host.memory).unwrap();
+        run.until("records come out", |_| !kit.world.of("out").is_empty()).await;
+        while !run.status().state.is_over() {
+            // It is told every second.
+            rests(&run, LOOK).await;
+            let used = metrics.memory_used.get();
+            assert!(used <= limit + 3 * one, "{used} bytes of {limit}, in batches of {one}");
+            most = most.max(used);
+            let all = kit.world.of("out");
+            let came = |number| all.iter().filter(|id| id.0 == number).count();
+            furthest = furthest.max(came(1).min(came(2)).saturating_sub(came(0)));
+        }
+        assert!(most >= limit, "memory was full: {most} of {limit}");
+        assert!(furthest >= 8_000, "the others went on: they were ahead by {furthest} records");
+        let outcome = run.end().await;
+        assert_eq!((outcome.end, outcome.status.restarts), (PipelineEnd::Finished, 0));
+        assert_eq!(kit.world.of("out").len(), kit.all_but(&[]).len(), "each once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@
 mod client;
 pub(crate) mod install;
 pub(crate) mod secured;
+pub(crate) mod tls;
 pub(crate) mod wait;
 
 use std::fs::{self, File};

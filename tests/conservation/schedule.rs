@@ -52,6 +52,18 @@ pub(crate) enum Disk {
     Data,
 }
 
+impl Disk {
+    pub(crate) const ALL: [Self; 2] = [Self::Sinks, Self::Data];
+
+    /// What it counts as in the figures that it is full.
+    pub(crate) fn fault(self) -> &'static str {
+        match self {
+            Self::Sinks => "sinks' disk full",
+            Self::Data => "data disk full",
+        }
+    }
+}
+
 impl Action {
     /// What it counts as in the figures; nothing if it only ends a fault.
     pub(crate) fn fault(self) -> Option<&'static str> {
@@ -67,8 +79,7 @@ impl Action {
             | Self::ThawBroker => None,
             Self::Start(_) => Some("join"),
             Self::Intrude(_) => Some("intruder"),
-            Self::Fill(Disk::Sinks) => Some("sinks' disk full"),
-            Self::Fill(Disk::Data) => Some("data disk full"),
+            Self::Fill(disk) => Some(disk.fault()),
             Self::LowerLimit => Some("topic limit lowered"),
             Self::KillBroker => Some("broker SIGKILL"),
             Self::FreezeBroker => Some("broker SIGSTOP"),
@@ -124,6 +135,18 @@ pub(crate) struct Exposure {
 }
 
 impl Schedule {
+    /// Every kind of fault that may strike a pipeline.
+    pub(crate) const FAULTS: [&str; 8] = [
+        "SIGKILL",
+        "SIGSTOP",
+        "SIGTERM",
+        "join",
+        "intruder",
+        "sinks' disk full",
+        "data disk full",
+        "topic limit lowered",
+    ];
+
     /// What strikes one pipeline within `length`.
     pub(crate) fn of_pipeline(random: &mut fastrand::Rng, length: Duration, exposure: Exposure) -> Self {
         let mut draw = Draw { random, length, steps: Vec::new() };

@@ -28,6 +28,8 @@ const READY: Duration = Duration::from_mins(1);
 const STOP: Duration = Duration::from_secs(90);
 /// A pipeline that has moved nothing for 10 s is stuck; it is looked at every second.
 const STUCK: Duration = Duration::from_secs(14);
+/// A broker is frozen for at most 15 s, and starts within a few more.
+const BROKER_BACK: Duration = Duration::from_secs(30);
 /// What a shell says of a process that SIGTERM has ended, which then did not listen.
 const KILLED_BY_SIGTERM: i32 = 128 + 15;
 /// How often the processes are looked at.
@@ -61,7 +63,7 @@ pub(crate) struct Struck<'a> {
     who: String,
     pipeline: Pipeline<'a>,
     slots: Vec<Slot>,
-    /// The disks of all its processes, where this machine can make them.
+    /// The disks of all its processes, unless full disks are left out.
     disks: Option<Disks>,
     folder_of: [PathBuf; 2],
     full: [Trouble; 2],
@@ -74,14 +76,14 @@ pub(crate) struct Struck<'a> {
 /// The homes of a pipeline's processes, and the disks they share.
 pub(crate) struct Place {
     pub(crate) homes: Vec<Home>,
-    pub(crate) disks: Result<Disks, String>,
+    disks: Option<Disks>,
 }
 
 impl Place {
     /// For one pipeline; its disks have this size.
     pub(crate) fn new(disk_size: u64) -> Self {
         let homes: Vec<_> = (0..PROCESSES).map(|_| Home::new()).collect();
-        let disks = Disks::mount(&[Disk::Sinks, Disk::Data].map(|disk| folder_of(&homes[0], disk)), disk_size);
+        let disks = Disks::mount(&Disk::ALL.map(|disk| folder_of(&homes[0], disk)), disk_size);
         Self { homes, disks }
     }
 }
@@ -97,8 +99,7 @@ impl<'a> Struck<'a> {
     /// A pipeline whose processes live in these homes.
     pub(crate) fn new(round: &'a Round, pipeline: Pipeline<'a>, place: Place) -> Self {
         let Place { homes, disks } = place;
-        let disks = disks.ok();
-        let folder_of = [Disk::Sinks, Disk::Data].map(|disk| folder_of(&homes[0], disk));
+        let folder_of = Disk::ALL.map(|disk| folder_of(&homes[0], disk));
         let mut slots = Vec::new();
         for (number, mut home) in homes.into_iter().enumerate() {
             let [sinks, data] = [0, 1].map(|disk: usize| folder_of[disk].join(format!("process-{number}")));
@@ -347,7 +348,7 @@ impl<'a> Struck<'a> {
             Action::Intrude(number) => self.intrude(number),
             Action::Fill(disk) => self.fill(disk),
             Action::Free(disk) => self.free(disk),
-            Action::LowerLimit => self.pipeline.set_limit(LOWERED_LIMIT),
+            Action::LowerLimit => self.lower_limit(),
             Action::RestoreLimit => self.pipeline.set_limit(TOPIC_LIMIT),
             Action::KillBroker | Action::StartBroker | Action::FreezeBroker | Action::ThawBroker => false,
         };
@@ -358,6 +359,7 @@ impl<'a> Struck<'a> {
         }
     }
 
+    /// Never done where full disks are left out.
     fn fill(&mut self, disk: Disk) -> bool {
         let Some(disks) = &self.disks else { return false };
         disks.fill(&self.folder_of[disk as usize]);
@@ -372,6 +374,18 @@ impl<'a> Struck<'a> {
         let Some(disks) = &self.disks else { return false };
         disks.free(&self.folder_of[disk as usize]);
         self.full[disk as usize].end(self.round.now());
+        true
+    }
+
+    /// A broker that is struck itself just now does it a little later.
+    fn lower_limit(&mut self) -> bool {
+        let deadline = Deadline::within(BROKER_BACK);
+        while !self.pipeline.set_limit(LOWERED_LIMIT) {
+            if deadline.passed() {
+                return false;
+            }
+            self.look();
+        }
         true
     }
 
@@ -424,7 +438,7 @@ impl<'a> Struck<'a> {
         for number in 0..self.slots.len() {
             self.signal(number, "CONT", SlotState::Frozen, SlotState::Running);
         }
-        for disk in [Disk::Sinks, Disk::Data] {
+        for disk in Disk::ALL {
             self.free(disk);
         }
         let deadline = Deadline::within(Duration::from_mins(3));

@@ -27,7 +27,7 @@ async fn all(run: &mut SourceRun) -> Option<(Vec<String>, usize)> {
     Some((lines, refused))
 }
 
-fn in_folder(test: impl AsyncFnOnce(&Path)) {
+pub(crate) fn in_folder(test: impl AsyncFnOnce(&Path)) {
     let folder = tempfile::tempdir().expect("a folder can be made");
     wait_for(test(folder.path()));
 }

@@ -17,6 +17,7 @@ mod letters;
 mod lines;
 mod mutator;
 mod stored;
+mod written;
 mod yaml;
 
 use std::any::Any;
@@ -59,6 +60,7 @@ const TARGETS: &[Target] = &[
     Target { name: "prepared", check: stored::check_prepared, tokens: stored::TOKENS, also: &[], mutants: 10_000 },
     Target { name: "file-positions", check: lines::check_positions, tokens: stored::TOKENS, also: &[], mutants: 500 },
     Target { name: "file-content", check: lines::check_content, tokens: json::TOKENS, also: &[], mutants: 1000 },
+    Target { name: "file-entry", check: written::check_entry, tokens: written::TOKENS, also: &[], mutants: 1500 },
     Target { name: "buffer-frame", check: buffers::check_frame, tokens: buffers::TOKENS, also: &[], mutants: 400 },
     Target { name: "buffer-segment", check: buffers::check_segment, tokens: buffers::TOKENS, also: &[], mutants: 200 },
 ];
@@ -101,6 +103,11 @@ fn prepared() {
 #[test]
 fn file_positions() {
     fuzz("file-positions");
+}
+
+#[test]
+fn file_entry() {
+    fuzz("file-entry");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::process::{Home, Weir};
 use crate::{GUARANTEES, SOON, home, orders};
 
 /// Whether `/ready` says that the pipeline does not move, and why.
-fn is_blocked(weir: &mut Weir, pipeline: &str, why: &str) -> bool {
+pub(crate) fn is_blocked(weir: &mut Weir, pipeline: &str, why: &str) -> bool {
     weir.must_run();
     weir.get(&format!("/ready/{pipeline}")).is_some_and(|(status, body)| status == 503 && body.contains(why))
 }

@@ -12,6 +12,7 @@ mod broker_restart;
 mod command_line;
 mod denied;
 mod dlq;
+mod encrypted;
 mod fleet;
 mod kafka_to_kafka;
 mod large;

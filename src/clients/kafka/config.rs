@@ -512,6 +512,83 @@ mod tests {
         }
     }
 
+    /// librdkafka's settings of the connection that these become, and the problems.
+    fn secured(tls: Option<&str>, sasl: Option<&str>) -> (BTreeMap<String, String>, Vec<String>) {
+        let tls: Option<Tls> = tls.map(|tls| serde_json::from_str(tls).unwrap());
+        let sasl: Option<Sasl> = sasl.map(|sasl| serde_json::from_str(sasl).unwrap());
+        let mut cx = CheckContext::new("orders", Span::default(), BodySchema::default());
+        let brokers = Spanned::new("a:1".to_owned(), Span::default());
+        let checked =
+            Connection::check(Role::Consumer, &brokers, tls.as_ref(), sasl.as_ref(), &Options::new(), &mut cx);
+        let mut settings = BTreeMap::new();
+        if let Some(connection) = checked {
+            let config = connection.client_config(&[], &[]).unwrap();
+            config.create_native_config().expect("librdkafka takes them");
+            let owned = ["security.", "ssl.", "sasl.", "enable.ssl."];
+            // The map itself hides what is secret.
+            for name in config.config_map().into_keys().filter(|name| owned.iter().any(|own| name.starts_with(own))) {
+                settings.insert(name.to_owned(), config.get(name).unwrap().to_owned());
+            }
+        }
+        (settings, cx.problems.into_iter().map(|problem| problem.message).collect())
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn tls_alone_trusts_the_certificates_of_the_system_and_checks_the_broker() {
+        assert_eq!(secured(Some("{}"), None), (pairs(&[("security.protocol", "ssl")]), vec![]));
+        assert_eq!(secured(None, None), (pairs(&[("security.protocol", "plaintext")]), vec![]));
+    }
+
+    #[test]
+    fn every_setting_of_tls_reaches_librdkafka() {
+        let tls =
+            r#"{ "ca": "ca.pem", "certificate": "me.pem", "key": "me.key", "key_password": "p", "verify": false }"#;
+        let expected = pairs(&[
+            ("security.protocol", "ssl"),
+            ("ssl.ca.location", "ca.pem"),
+            ("ssl.certificate.location", "me.pem"),
+            ("ssl.key.location", "me.key"),
+            ("ssl.key.password", "p"),
+            ("enable.ssl.certificate.verification", "false"),
+        ]);
+        assert_eq!(secured(Some(tls), None), (expected, vec![]));
+        let (settings, _) = secured(Some(r#"{ "verify": true }"#), None);
+        assert_eq!(
+            settings,
+            pairs(&[("security.protocol", "ssl")]),
+            "the broker is checked unless it is said otherwise"
+        );
+    }
+
+    #[test]
+    fn a_password_goes_through_tls_where_there_is_tls_and_else_a_plain_one_is_warned_of() {
+        for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            let sasl = format!(r#"{{ "mechanism": "{mechanism}", "username": "u", "password": "p" }}"#);
+            let of_sasl = [("sasl.mechanism", mechanism), ("sasl.username", "u"), ("sasl.password", "p")];
+            let mut expected = pairs(&of_sasl);
+            expected.insert("security.protocol".to_owned(), "sasl_ssl".to_owned());
+            expected.insert("ssl.ca.location".to_owned(), "ca.pem".to_owned());
+            assert_eq!(secured(Some(r#"{ "ca": "ca.pem" }"#), Some(&sasl)), (expected, vec![]));
+            let (settings, problems) = secured(None, Some(&sasl));
+            assert_eq!(settings["security.protocol"], "sasl_plaintext");
+            let warned = ["`PLAIN` sends the password in clear text"];
+            assert_eq!(problems, if mechanism == "PLAIN" { &warned[..] } else { &[] });
+        }
+    }
+
+    #[test]
+    fn a_certificate_without_its_key_is_a_mistake_and_so_is_a_key_alone() {
+        for half in [r#"{ "certificate": "me.pem" }"#, r#"{ "key": "me.key" }"#] {
+            let (settings, problems) = secured(Some(half), None);
+            assert_eq!(problems, ["`tls` needs `certificate` and `key` together, or neither"]);
+            assert!(settings.is_empty(), "{settings:?}");
+        }
+    }
+
     #[test]
     fn a_secret_appears_in_no_debug_output() {
         let tls: Tls = serde_json::from_str(r#"{ "key_password": "hunter2" }"#).unwrap();

@@ -697,7 +697,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_thread_that_panics_is_noticed_and_replaced() {
+    async fn rule_17_a_thread_that_panics_is_noticed_and_replaced() {
         let mut pipeline = Pipeline::start(10).await;
         let pulled = pipeline.run(10).await;
         // That of the transaction.

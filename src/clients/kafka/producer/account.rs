@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_thread_that_panicked_is_told() {
+    fn rule_17_who_waits_for_a_thread_that_panicked_is_told() {
         let mut slots = Slots::default();
         let (first, mut answer) = slots.open(3);
         slots.give_up("gone");
