@@ -267,6 +267,9 @@ impl SourceRun {
     }
 
     /// Commits a position, and all that was passed over before it.
+    ///
+    /// # Panics
+    /// If the source has to wait for something when it hears of a commit.
     pub fn commit(&mut self, pulled: &Pulled) {
         let committed = Arc::make_mut(&mut self.committed);
         let mut epoch = Positions::new();
