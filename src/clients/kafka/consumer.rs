@@ -7,6 +7,7 @@
 //! On revoke the thread closes the partitions, asks for the epoch to be closed, and gives them up. No lock is held while
 //! it waits, because the commit that it waits for takes the same lock on another thread.
 
+mod commit;
 mod decide;
 mod discovery;
 mod judge;
@@ -24,11 +25,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::Notify;
@@ -38,7 +38,8 @@ use super::config::Connection;
 use super::embedded;
 use super::lineage::Lineage;
 use super::log::Seldom;
-use super::raw::{GroupMetadata, PartitionQueue};
+use super::raw::PartitionQueue;
+pub(crate) use commit::{GroupOffsets, GroupPositions};
 use discovery::Found;
 use offsets::{Committed, committed, committed_offsets, offset_list};
 pub(crate) use reader::{Reader, Stop};
@@ -47,7 +48,7 @@ use unheld::Unheld;
 
 use crate::clock::Instant;
 use crate::component::{EpochRequests, SourceError, Waiting};
-use crate::delivery::{CommitPositions, Decision, FenceError, Mark, Positions};
+use crate::delivery::FenceError;
 use crate::record::Partition;
 
 /// How long a revoke waits for the epoch to close.
@@ -408,85 +409,6 @@ impl GroupConsumer {
         Ok(all)
     }
 
-    // Commits, on any thread that may block.
-
-    /// Commits what may be committed on its own.
-    fn commit(&self, positions: &Positions) -> Result<(), String> {
-        let clock = self.settings.runtime.clock();
-        let started = clock.now();
-        loop {
-            let still = self.moves();
-            let offsets = self.state().assignment.committable(positions);
-            if offsets.is_empty() {
-                return Ok(());
-            }
-            let client = self.client().ok_or("the consumer is closed")?;
-            let list = offset_list(&offsets).map_err(|error| error.to_string())?;
-            let committed = if GroupMetadata::of(&client).is_some() {
-                client.commit(&list, CommitMode::Sync)
-            } else {
-                // An offset of nobody would be taken by a group that has become empty, whoever had read it.
-                Err(KafkaError::ConsumerCommit(Code::RebalanceInProgress))
-            };
-            match committed {
-                // Noted while nothing moves: a partition that is taken away next is known to be committed.
-                Ok(()) => {
-                    self.note_committed(&offsets);
-                    return Ok(());
-                }
-                // Either the rebalance ends and we still hold them, or we do not, and nothing is left to commit.
-                Err(error) if passes(&error) && clock.now().duration_since(started) < COMMIT_LIMIT => {
-                    drop(still);
-                    std::thread::sleep(PAUSE);
-                }
-                Err(error) => return Err(format!("group `{}` did not take the offsets: {error}", self.settings.group)),
-            }
-        }
-    }
-
-    /// The offsets of an epoch, and the membership that makes them legal, taken together under the lock that a rebalance
-    /// takes too: offsets go out only for partitions still held, under the assignment they were read in.
-    ///
-    /// # Errors
-    /// Why they must not go out.
-    pub(crate) fn for_transaction(&self, positions: &Positions) -> Result<Option<GroupOffsets>, String> {
-        let client = self.client().ok_or("the consumer is closed")?;
-        let state = self.state();
-        let offsets = state.assignment.committable_together(positions)?;
-        if offsets.is_empty() {
-            return Ok(None);
-        }
-        let metadata = GroupMetadata::of(&client)
-            .ok_or_else(|| format!("this process is not a member of group `{}` right now", self.settings.group))?;
-        drop(state);
-        let list = offset_list(&offsets).map_err(|error| error.to_string())?;
-        Ok(Some(GroupOffsets { offsets, list, metadata }))
-    }
-
-    /// Notes what was committed, here or in a transaction.
-    pub(crate) fn note_committed(&self, offsets: &[(Arc<Partition>, i64)]) {
-        self.state().assignment.committed(offsets.iter().map(|(partition, offset)| (&**partition, *offset)));
-    }
-
-    /// Asks the broker what the group has committed, and takes it over. Blocks until transactions in flight are settled.
-    pub(crate) fn reload_committed(
-        &self,
-        partitions: &[Arc<Partition>],
-    ) -> Result<BTreeMap<Arc<Partition>, i64>, String> {
-        let client = self.client().ok_or("the consumer is closed")?;
-        let names = partitions.iter().map(|partition| (&*partition.topic, partition.number));
-        let committed = committed_offsets(&client, names).map_err(|error| error.to_string())?;
-        let offsets: Vec<_> = partitions
-            .iter()
-            .filter_map(|partition| {
-                let offset = committed.get(&(partition.topic.to_string(), partition.number))?;
-                Some((Arc::clone(partition), *offset))
-            })
-            .collect();
-        self.note_committed(&offsets);
-        Ok(offsets.into_iter().collect())
-    }
-
     /// Whether its client is of no more use: the next run joins anew, and asks the broker for the offsets.
     pub(crate) fn is_given_up(&self) -> bool {
         self.state().dead
@@ -510,13 +432,6 @@ impl GroupConsumer {
         let client: BaseConsumer = self.settings.connection.client_config(&[], &[]).ok()?.create().ok()?;
         client.client().fetch_cluster_id(REQUEST)
     }
-}
-
-/// The offsets of an epoch, and who sends them.
-pub(crate) struct GroupOffsets {
-    pub(crate) offsets: Vec<(Arc<Partition>, i64)>,
-    pub(crate) list: TopicPartitionList,
-    pub(crate) metadata: GroupMetadata,
 }
 
 /// Tells the run that reads if the polling thread panics: its records would stay away for ever.
@@ -562,27 +477,6 @@ fn keep_polling(client: &Client) {
     drop(held);
 }
 
-/// Whether a commit that failed so may succeed when the rebalance is over.
-fn passes(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::RebalanceInProgress
-                | Code::IllegalGeneration
-                | Code::UnknownMemberId
-                | Code::StaleMemberEpoch
-                | Code::CoordinatorLoadInProgress
-                | Code::CoordinatorNotAvailable
-                | Code::NotCoordinator
-                | Code::WaitingForCoordinator
-                | Code::RequestTimedOut
-                | Code::OperationTimedOut
-                | Code::BrokerTransportFailure
-                | Code::InProgress
-        )
-    )
-}
-
 fn is_named(partition: &Partition, topic: &str, number: i32) -> bool {
     &*partition.topic == topic && partition.number == number
 }
@@ -591,38 +485,10 @@ fn names(partitions: &[Partition]) -> String {
     partitions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// Commits the positions of a source to its group.
-#[derive(Debug)]
-pub(crate) struct GroupPositions(pub(crate) Arc<GroupConsumer>);
-
-impl CommitPositions for GroupPositions {
-    fn commit(&self, _: u64, positions: Positions) -> BoxFuture<'_, Result<(), String>> {
-        let group = Arc::clone(&self.0);
-        Box::pin(async move {
-            let runtime = group.settings.runtime.clone();
-            runtime.blocking(move || group.commit(&positions)).await
-        })
-    }
-
-    fn decide(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Decision> {
-        let group = Arc::clone(&self.0);
-        Box::pin(async move {
-            let (runtime, ticket) = (group.settings.runtime.clone(), group.decision_ticket());
-            runtime.blocking(move || group.decide(ticket, &mark, &positions)).await
-        })
-    }
-
-    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, FenceError>> {
-        let group = Arc::clone(&self.0);
-        Box::pin(async move {
-            let runtime = group.settings.runtime.clone();
-            runtime.blocking(move || group.is_decided(&mark, &positions)).await
-        })
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
+    use rdkafka::consumer::CommitMode;
+
     use super::*;
 
     /// Commits an offset for a group that has no member.
