@@ -197,6 +197,7 @@ impl Member {
             state.assignment.close(&partitions);
             state.epochs.clone()
         };
+        let epochs = epochs.filter(|_| !self.place.world.is_broken_by(Mutation::LeavesUnclosed));
         // Whatever goes wrong here, the partitions go.
         let _ = self.place.step(Step::Revoke, "").await;
         if let Some(answer) = epochs.and_then(|epochs| epochs.ask_to_close()) {
