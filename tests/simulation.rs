@@ -154,6 +154,7 @@ fn a_second_pipeline_that_reads_what_the_first_wrote_keeps_the_promise() {
 #[test]
 fn a_buffer_loses_nothing_and_keeps_the_order_under_any_fault() {
     for exactly_once in [false, true] {
+        all(&Scenario { faults: 8, ends: 4, ..Scenario::judged(exactly_once) });
         let reports = all(&Scenario { faults: 8, ends: 4, ..Scenario::buffered(exactly_once) });
         assert!(some(&reports, |report| report.lives > 1), "some schedules crash or stop");
         // Segments are full, and so is the disk.
@@ -166,12 +167,12 @@ fn a_buffer_loses_nothing_and_keeps_the_order_under_any_fault() {
 #[test]
 fn a_buffer_keeps_its_promise_whatever_happens_at_any_step() {
     let mut schedules = 0_u64;
-    for exactly_once in [false, true] {
+    for scenario in [Scenario::buffered(false), Scenario::buffered(true), Scenario::judged(true)] {
         for step in Step::OF_A_BUFFER {
             for fault in DEEDS {
                 for nth in [0, 1, 2, 4, 7, 11] {
                     let planned = Some(Planned::AtStep(step, nth, fault));
-                    sound(schedules, &Scenario { faults: 0, planned, ..Scenario::buffered(exactly_once) });
+                    sound(schedules, &Scenario { faults: 0, planned, ..scenario.clone() });
                     schedules += 1;
                 }
             }
@@ -184,6 +185,8 @@ fn a_buffer_keeps_its_promise_whatever_happens_at_any_step() {
 fn a_buffer_that_is_broken_on_purpose_is_noticed() {
     let rough = |exactly_once| Scenario { faults: 8, ends: 4, ..Scenario::buffered(exactly_once) };
     noticed(&rough(true), &[Mutation::ShowsUncommitted, Mutation::ForgetsToCutBack]);
+    let judged = Scenario { faults: 8, ends: 4, ..Scenario::judged(true) };
+    noticed(&judged, &[Mutation::TakesDoubtForAbort, Mutation::TakesDoubtForCommit]);
     for exactly_once in [false, true] {
         noticed(&rough(exactly_once), &[Mutation::SyncsTooLate]);
         // Space is freed by segments, and it takes several of them.

@@ -51,7 +51,7 @@ pub enum Step {
 
 impl Step {
     /// The steps that a record takes through a buffer, and all that decides what of the buffer counts.
-    pub const OF_A_BUFFER: [Self; 11] = [
+    pub const OF_A_BUFFER: [Self; 13] = [
         Self::Open,
         Self::Pull,
         Self::Write,
@@ -60,6 +60,8 @@ impl Step {
         Self::Load,
         Self::StoreBefore,
         Self::StoreAfter,
+        Self::GroupBefore,
+        Self::GroupAfter,
         Self::Show,
         Self::CutBack,
         Self::Answer,

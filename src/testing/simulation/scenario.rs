@@ -215,6 +215,13 @@ impl Scenario {
         Self { sources, buffers: vec![Stage::Transform(0), Stage::Sink(0)], ..Self::small(exactly_once) }
     }
 
+    /// The same, with its source read as a group: under exactly once its commit decides whether an epoch counts.
+    #[must_use]
+    pub fn judged(exactly_once: bool) -> Self {
+        let sources = vec![SourceShape { partitions: 3, records: 16, grouped: true }];
+        Self { sources, ..Self::buffered(exactly_once) }
+    }
+
     /// The same, with its source read as a group by several processes.
     #[must_use]
     pub fn shared(exactly_once: bool, processes: usize) -> Self {

@@ -14,7 +14,7 @@ use super::outcome::{Arrival, Delivered};
 use super::scenario::{Destination, Scenario};
 use crate::clients::buffer;
 use crate::clock::{Clock, Instant};
-use crate::delivery::checkpoint;
+use crate::delivery::{Mark, checkpoint};
 
 /// Entries of a store: by scope, by key.
 type Stored = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
@@ -285,6 +285,10 @@ impl World {
     /// Whether the positions behind all that the buffers hold are committed.
     fn are_buffers_read(&self) -> bool {
         let entries = self.load(0, &checkpoint::scope(PIPELINE));
+        // What a source has decided and the store has not confirmed is not shown to any reader yet.
+        if checkpoint::participant_entries("", &entries).keys().any(|key| key.ends_with("prepared")) {
+            return false;
+        }
         self.disk.buffers(0).iter().all(|stage| {
             let written = buffer::committed(stage, &entries).ok().flatten().unwrap_or_default();
             let read = checkpoint::decode(&buffer::name(stage), &entries).unwrap_or_default();
@@ -371,6 +375,25 @@ impl World {
         self.admit(group, by, offsets, now)?;
         self.inner().groups[group].commit(offsets);
         Ok(())
+    }
+
+    /// Commits offsets with a mark beside them: those of a local transaction, which stands or falls with them.
+    pub(super) fn commit_marked(
+        &self,
+        group: usize,
+        by: Membership,
+        offsets: &Offsets,
+        mark: &Mark,
+    ) -> Result<(), String> {
+        self.commit_offsets(group, by, offsets)?;
+        self.inner().groups[group].mark(offsets.keys().copied(), mark);
+        Ok(())
+    }
+
+    /// Whether a commit with this mark has moved one of these partitions last.
+    pub(super) fn is_marked(&self, group: usize, partitions: impl IntoIterator<Item = i32>, mark: &Mark) -> bool {
+        let inner = self.inner();
+        partitions.into_iter().any(|partition| inner.groups[group].has_mark(partition, mark))
     }
 
     /// Asks a group whether it takes offsets, and notes what it takes and should not.
