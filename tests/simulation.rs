@@ -9,19 +9,21 @@
 //! | 1, silent between barrier and commit | `rule_1_…` | `WritesInSilence` |
 //! | 2, nothing of an aborted run counts | `rule_2_…` | `KeepsAborted`, `ForgetsToFence` |
 //! | 3, rewind in place | `rule_3_…` | `ForgetsToRewind` |
-//! | 4, only sources wait for budget | `rule_4_…` | |
+//! | 4, only sources wait for budget | `rule_4_…` | `HoldsMemory` |
 //! | 5, a barrier goes to all before any later batch | `rule_5_…` | `OvertakenByBarrier`, `Reorders` |
-//! | 6, in flight is limited by time | `rule_6_…` | |
+//! | 6, in flight is limited by time | `rule_6_…` | `HidesItsPace` |
 //! | 8, offsets only for what is held | `rule_8_…` | `CommitsLostPositions`, `CommitsAsNobody`, `ReadsUnstableOffsets` |
 //! | 9, a commit is whole or was not | `rule_9_…` | `TakesDoubtForAbort`, `TakesDoubtForCommit`, `AnswersTooEarly` |
-//! | 10, no transaction outlives its time-out | `rule_10_…` | |
-//! | 11, a partition that moves in order repeats nothing | `rule_11_…` | |
+//! | 10, no transaction outlives its time-out | `rule_10_…` | `HidesItsTimeout` |
+//! | 11, a partition that moves in order repeats nothing | `rule_11_…` | `LeavesUnclosed` |
+//! | buffers: only what is committed counts | `a_buffer_…` | `ShowsUncommitted`, `ForgetsToCutBack`, `ReleasesTooEarly`, `SyncsTooLate` |
 
 #![expect(clippy::disallowed_methods, reason = "the test itself runs in real time")]
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use weir::plan::Upstream;
 use weir::testing::simulation::{
     Destination, Fault, Mutation, Planned, Report, Scenario, SinkKind, SourceShape, Stage, Step, TransformKind, run,
     run_beside_a_failing_one,
@@ -102,6 +104,9 @@ fn generated_shapes_keep_their_promise() {
     let reports = all_of(800, 100, Scenario::generated);
     assert!(some(&reports, |report| report.lives > 4), "some schedules have many ends");
     assert!(some(&reports, |report| report.restarts > 2), "some schedules fail again and again");
+    assert!(some(&reports, |report| report.buffers > 2), "some shapes have several buffers");
+    let buffered = reports.iter().filter(|report| report.buffers > 0).count();
+    tell(&format!("{buffered} of {} schedules had buffers", reports.len()));
 }
 
 #[test]
@@ -143,6 +148,49 @@ fn a_second_pipeline_that_reads_what_the_first_wrote_keeps_the_promise() {
     for exactly_once in [false, true] {
         let reports = all(&Scenario { chained: true, ..Scenario::small(exactly_once) });
         assert!(some(&reports, |report| report.lives > 1), "some schedules crash or stop");
+    }
+}
+
+#[test]
+fn a_buffer_loses_nothing_and_keeps_the_order_under_any_fault() {
+    for exactly_once in [false, true] {
+        all(&Scenario { faults: 8, ends: 4, ..Scenario::judged(exactly_once) });
+        let reports = all(&Scenario { faults: 8, ends: 4, ..Scenario::buffered(exactly_once) });
+        assert!(some(&reports, |report| report.lives > 1), "some schedules crash or stop");
+        // Segments are full, and so is the disk.
+        for disk in [1, 1 << 20] {
+            all_of(40, 10, |_| Scenario { padding: 8_000, disk, ..Scenario::buffered(exactly_once) });
+        }
+    }
+}
+
+#[test]
+fn a_buffer_keeps_its_promise_whatever_happens_at_any_step() {
+    let mut schedules = 0_u64;
+    for scenario in [Scenario::buffered(false), Scenario::buffered(true), Scenario::judged(true)] {
+        for step in Step::OF_A_BUFFER {
+            for fault in DEEDS {
+                for nth in [0, 1, 2, 4, 7, 11] {
+                    let planned = Some(Planned::AtStep(step, nth, fault));
+                    sound(schedules, &Scenario { faults: 0, planned, ..scenario.clone() });
+                    schedules += 1;
+                }
+            }
+        }
+    }
+    tell(&format!("{schedules} schedules, a fault in each step of a buffer"));
+}
+
+#[test]
+fn a_buffer_that_is_broken_on_purpose_is_noticed() {
+    let rough = |exactly_once| Scenario { faults: 8, ends: 4, ..Scenario::buffered(exactly_once) };
+    noticed(&rough(true), &[Mutation::ShowsUncommitted, Mutation::ForgetsToCutBack]);
+    let judged = Scenario { faults: 8, ends: 4, ..Scenario::judged(true) };
+    noticed(&judged, &[Mutation::TakesDoubtForAbort, Mutation::TakesDoubtForCommit]);
+    for exactly_once in [false, true] {
+        noticed(&rough(exactly_once), &[Mutation::SyncsTooLate]);
+        // Space is freed by segments, and it takes several of them.
+        noticed(&Scenario { padding: 8_000, ..rough(exactly_once) }, &[Mutation::ReleasesTooEarly]);
     }
 }
 
@@ -199,6 +247,8 @@ fn rule_4_nothing_waits_for_memory_that_its_own_input_holds() {
     // A pipeline that waits for itself hangs; what every run is checked for is also that all memory is given back.
     let tight = |seed| Scenario { memory: 64, lanes: 3, padding: 200, ..Scenario::generated(seed) };
     all_of(150, 20, tight);
+    let small = Scenario { memory: 64, faults: 0, ..Scenario::small(false) };
+    noticed(&small, &[Mutation::HoldsMemory]);
 }
 
 #[test]
@@ -210,6 +260,7 @@ fn rule_5_a_barrier_comes_behind_all_that_is_before_it_and_ahead_of_the_rest() {
 
 #[test]
 fn rule_6_an_epoch_can_close_in_time_before_a_slow_sink() {
+    let mut hidden = Vec::new();
     // A sink that moves about half a megabyte a second, and memory for two minutes of that.
     let sources = vec![SourceShape { partitions: 3, records: 80, grouped: true }];
     for exactly_once in [false, true] {
@@ -228,8 +279,24 @@ fn rule_6_an_epoch_can_close_in_time_before_a_slow_sink() {
             scenario.transforms[0].kind = TransformKind::Map;
             let stop = sound(seed, &scenario).longest_stop;
             assert!(stop > Duration::ZERO && stop < Duration::from_secs(5), "it took {stop:?} to stop");
+            // Of three sources an epoch holds more than such a sink moves in five seconds.
+            let each = SourceShape { partitions: 1, records: 80, grouped: true };
+            scenario.sources = vec![each.clone(), each.clone(), each];
+            // What a stage drops or refuses goes another way: here all comes to the sink.
+            scenario.transforms.clear();
+            scenario.sinks[0].refuses = false;
+            scenario.sinks[0].from = (0..3).map(Upstream::Source).collect();
+            let honest = sound(seed, &scenario).longest_stop;
+            scenario.mutation = Some(Mutation::HidesItsPace);
+            let broken = sound(seed, &scenario).longest_stop;
+            assert!(honest < Duration::from_secs(5), "it took {honest:?} to stop");
+            if broken > Duration::from_secs(5) {
+                hidden.push(broken);
+            }
         }
     }
+    tell(&format!("{:?} was noticed: it took {hidden:?} to stop", Mutation::HidesItsPace));
+    assert!(!hidden.is_empty(), "{:?} went unnoticed", Mutation::HidesItsPace);
 }
 
 #[test]
@@ -305,6 +372,7 @@ fn rule_9_a_process_may_end_before_any_turn_of_any_of_its_tasks() {
 
 #[test]
 fn rule_10_no_transaction_outlives_its_time_out_however_long_a_sink_blocks() {
+    const LONG: &[Fault] = &[Fault::Outage(Duration::from_secs(30))];
     // A transaction that the other side had to abort is a breach, unless its process was held still or gone.
     for seconds in [3, 8, 30, 120] {
         for step in [Step::Open, Step::Write, Step::Answer] {
@@ -314,6 +382,7 @@ fn rule_10_no_transaction_outlives_its_time_out_however_long_a_sink_blocks() {
             }
         }
     }
+    noticed(&Scenario { menu: LONG, ..Scenario::shared(true, 2) }, &[Mutation::HidesItsTimeout]);
 }
 
 #[test]
@@ -322,6 +391,7 @@ fn rule_11_a_partition_that_moves_in_order_repeats_nothing_and_stops_nobody() {
         let reports = all(&Scenario { faults: 0, ..Scenario::shared(exactly_once, 3) });
         assert!(reports.iter().all(|report| report.restarts == 0), "a process that joins restarts nobody");
     }
+    noticed(&Scenario { faults: 0, ..Scenario::shared(false, 3) }, &[Mutation::LeavesUnclosed]);
 }
 
 #[test]
@@ -334,9 +404,10 @@ fn a_pipeline_never_notices_the_failure_of_another() {
 
 #[test]
 fn a_seed_replays_exactly() {
-    for seed in 0..30 {
-        let traces =
-            [(); 2].map(|()| run(seed, &Scenario::generated(seed)).map_or_else(|error| error, |report| report.trace));
+    let buffered = |seed: u64| Scenario { padding: 4_000, faults: 8, ..Scenario::buffered(seed.is_multiple_of(2)) };
+    let all = (0..30).map(|seed| (seed, Scenario::generated(seed)));
+    for (seed, scenario) in all.chain((0..20).map(|seed| (seed, buffered(seed)))) {
+        let traces = [(); 2].map(|()| run(seed, &scenario).map_or_else(|error| error, |report| report.trace));
         assert_eq!(traces[0], traces[1], "seed {seed}");
     }
 }

@@ -11,19 +11,19 @@ use tokio_util::sync::CancellationToken;
 use super::host::Host;
 use super::supervisor::{PipelineEnd, supervise};
 use crate::clients::buffer::Link;
-use crate::plan::{Domain, Plan};
+use crate::plan::Domain;
 
 /// How often the buffers are looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Runs a pipeline until all of its domains have ended.
-pub(super) async fn run(plan: Plan, host: Host, stop: CancellationToken) -> PipelineEnd {
-    let mut domains = plan.domains();
+/// Runs a pipeline, cut into its domains, until all of them have ended.
+pub(super) async fn run(mut domains: Vec<Domain>, host: Host, stop: CancellationToken) -> PipelineEnd {
     if domains.len() == 1
         && let Some(only) = domains.pop()
     {
         return supervise(only.plan, host, stop).await;
     }
+    let pipeline = domains.first().map(|domain| Arc::clone(&domain.plan.name)).unwrap_or_default();
     let buffers: Vec<_> = domains.iter().flat_map(|domain| domain.writes.clone()).collect();
     let memory = (host.memory / domains.len() as u64).max(1);
     let mut running = FuturesUnordered::new();
@@ -39,7 +39,7 @@ pub(super) async fn run(plan: Plan, host: Host, stop: CancellationToken) -> Pipe
         });
     }
     let mut worst = PipelineEnd::Finished;
-    let look = look_every_second(&plan.name, &host, &buffers);
+    let look = look_every_second(&pipeline, &host, &buffers);
     tokio::pin!(look);
     loop {
         tokio::select! {
@@ -82,7 +82,7 @@ async fn look_every_second(pipeline: &Arc<str>, host: &Host, buffers: &[Link]) {
     loop {
         host.runtime.sleep(LOOK).await;
         for buffer in buffers {
-            if let Some(damage) = buffer.stats().and_then(|stats| stats.damage) {
+            if let Some(damage) = buffer.log_if_open().and_then(|log| log.stats().damage) {
                 host.status.note(pipeline, buffer.stage(), damage);
             }
         }

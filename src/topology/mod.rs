@@ -31,16 +31,25 @@ use tokio_util::sync::CancellationToken;
 pub use host::Host;
 pub use supervisor::PipelineEnd;
 
-use crate::plan::Plan;
+use crate::plan::{Domain, Plan};
 
 /// Runs pipelines beside each other until each has ended; none notices the failure of another. After `stop` each closes
 /// its epoch, commits it and ends.
 pub async fn run(plans: Vec<Plan>, host: Host, stop: CancellationToken) -> Vec<(Arc<str>, PipelineEnd)> {
-    let pipelines: Vec<_> = plans
+    run_domains(plans.iter().map(Plan::domains).collect(), host, stop).await
+}
+
+/// The same for pipelines that are cut into their domains already. None of them is without a domain.
+pub(crate) async fn run_domains(
+    pipelines: Vec<Vec<Domain>>,
+    host: Host,
+    stop: CancellationToken,
+) -> Vec<(Arc<str>, PipelineEnd)> {
+    let pipelines: Vec<_> = pipelines
         .into_iter()
-        .map(|plan| {
-            let name = Arc::clone(&plan.name);
-            (name, host.runtime.spawn(domains::run(plan, host.clone(), stop.clone())))
+        .filter_map(|domains| {
+            let name = Arc::clone(&domains.first()?.plan.name);
+            Some((name, host.runtime.spawn(domains::run(domains, host.clone(), stop.clone()))))
         })
         .collect();
     let mut ends = Vec::new();

@@ -7,18 +7,18 @@ mod sink;
 mod source;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tokio::sync::OnceCell;
 
 use crate::component::{BuildContext, ByteSize, CompiledSink, CompiledSource, Spanned};
 use crate::delivery::checkpoint;
 use crate::observe::{BufferMetrics, StageMetrics};
 use crate::runtime::Runtime;
-use crate::state::buffer::{Limits, Log, Place, Stats, folder};
+use crate::state::Entries;
+use crate::state::buffer::{Limits, Log, Place, folder};
 
 /// What a file calls a buffer, and metrics its two ends.
 pub const KIND: &str = "buffer";
@@ -65,7 +65,7 @@ struct Shared {
     stage: Arc<str>,
     disk: u64,
     when_full: WhenFull,
-    log: OnceCell<Arc<Log>>,
+    log: OnceLock<Arc<Log>>,
     /// What was said before the log was opened.
     finished: AtomicBool,
     abandoned: AtomicBool,
@@ -83,7 +83,7 @@ impl Link {
     #[must_use]
     pub fn new(stage: Arc<str>, disk: u64, when_full: WhenFull) -> Self {
         let [finished, abandoned, left] = [(); 3].map(|()| AtomicBool::new(false));
-        Self(Arc::new(Shared { stage, disk, when_full, log: OnceCell::new(), finished, abandoned, left }))
+        Self(Arc::new(Shared { stage, disk, when_full, log: OnceLock::new(), finished, abandoned, left }))
     }
 
     /// The name of its folder.
@@ -139,33 +139,41 @@ impl Link {
         }
     }
 
-    /// What is in it; `None` before it was opened.
+    /// Its log; `None` before one of its ends was used.
     #[must_use]
-    pub fn stats(&self) -> Option<Stats> {
-        self.0.log.get().map(|log| log.stats())
+    pub fn log_if_open(&self) -> Option<&Arc<Log>> {
+        self.0.log.get()
     }
 
-    /// The log, opened by whichever end comes first, with what the store says of it.
+    /// The log, opened by whichever end comes first, with what the store says of it. Neither end waits for the other: one
+    /// that has begun to open it may not be polled for as long as its own domain is held up. Opening changes nothing on the
+    /// disk, so that both may.
     async fn log(&self, home: &Home) -> Result<Arc<Log>, String> {
-        let open = || async {
-            let scope = checkpoint::scope(&home.pipeline);
-            let entries = home.store.load(&scope).await.map_err(|error| error.to_string())?;
-            let committed = stored(checkpoint::participant_entries(&name(&self.0.stage), &entries).get(COMMITTED))?;
-            let folder = folder(&home.data_dir, &home.pipeline, &self.0.stage);
-            let limits = Limits::of(self.0.disk);
-            // Behind all that an earlier log of this folder can have held, were it written with 1 GiB/s all the time.
-            let millis = u64::try_from(home.runtime.clock().wall().as_millis()).unwrap_or(0);
-            let first = millis.saturating_mul(1 << 20) & (u64::MAX >> 2);
-            home.runtime
-                .blocking(move || {
-                    let opened = Log::open(&folder, limits, committed, first);
-                    opened.map(Arc::new).map_err(|error| cannot_open(&folder, &error))
-                })
-                .await
+        let log = if let Some(log) = self.0.log.get() {
+            Arc::clone(log)
+        } else {
+            let opened = self.open(home).await?;
+            Arc::clone(self.0.log.get_or_init(|| opened))
         };
-        let log = Arc::clone(self.0.log.get_or_try_init(open).await?);
         self.tell();
         Ok(log)
+    }
+
+    async fn open(&self, home: &Home) -> Result<Arc<Log>, String> {
+        let scope = checkpoint::scope(&home.pipeline);
+        let entries = home.store.load(&scope).await.map_err(|error| error.to_string())?;
+        let committed = committed(&self.0.stage, &entries)?;
+        let folder = folder(&home.data_dir, &home.pipeline, &self.0.stage);
+        let limits = Limits::of(self.0.disk);
+        // Behind all that an earlier log of this folder can have held, were it written with 1 GiB/s all the time.
+        let millis = u64::try_from(home.runtime.clock().wall().as_millis()).unwrap_or(0);
+        let first = millis.saturating_mul(1 << 20) & (u64::MAX >> 2);
+        home.runtime
+            .blocking(move || {
+                let opened = Log::open(&folder, limits, committed, first);
+                opened.map(Arc::new).map_err(|error| cannot_open(&folder, &error))
+            })
+            .await
     }
 }
 
@@ -217,6 +225,14 @@ fn cannot_open(folder: &std::path::Path, error: &std::io::Error) -> String {
     format!("cannot open the buffer `{}`: {error}", folder.display())
 }
 
+/// How much of the buffer of a stage counts, by the entries of its pipeline; `None` if the store does not know it.
+///
+/// # Errors
+/// If what the store holds cannot be read.
+pub fn committed(stage: &str, entries: &Entries) -> Result<Option<Place>, String> {
+    stored(checkpoint::participant_entries(&name(stage), entries).get(COMMITTED))
+}
+
 /// What the store holds of a buffer.
 fn stored(entry: Option<&Vec<u8>>) -> Result<Option<Place>, String> {
     let Some(entry) = entry else { return Ok(None) };
@@ -230,4 +246,47 @@ fn stored(entry: Option<&Vec<u8>>) -> Result<Option<Place>, String> {
 fn entry(place: Place) -> (String, Option<Vec<u8>>) {
     let value = [place.position.to_be_bytes(), place.records.to_be_bytes()].concat();
     (COMMITTED.to_owned(), Some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+
+    use super::*;
+    use crate::state::{MemoryStore, Store, StoreError};
+    use crate::testing::harness::build_context;
+
+    /// A store that never answers.
+    #[derive(Debug)]
+    struct Silent;
+
+    impl Store for Silent {
+        fn load(&self, _: &str) -> BoxFuture<'_, Result<Entries, StoreError>> {
+            pending().boxed()
+        }
+
+        fn commit(&self, _: &str, _: Vec<(String, Option<Vec<u8>>)>) -> BoxFuture<'_, Result<(), StoreError>> {
+            pending().boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_stands_still_while_it_opens_the_log_holds_up_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = Link::new("out".into(), 1 << 20, WhenFull::Block);
+        let home = |store: Arc<dyn Store>| {
+            // Blocking work is done in its place, so that only the store is waited for.
+            let runtime = Runtime::simulated(0);
+            Home::of(&BuildContext { data_dir: folder.path().into(), store, runtime, ..build_context() })
+        };
+        let (silent, sound) = (home(Arc::new(Silent)), home(Arc::new(MemoryStore::new())));
+        let mut first = Box::pin(link.log(&silent));
+        assert!(first.as_mut().now_or_never().is_none());
+        let log = link.log(&sound).now_or_never();
+        let log = log.unwrap_or_else(|| panic!("the other end waits")).unwrap();
+        assert!(Arc::ptr_eq(&log, link.log_if_open().unwrap()));
+    }
 }

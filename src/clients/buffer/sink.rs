@@ -195,7 +195,7 @@ impl Sink for BufferSink {
             let run = self.run;
             let place = self.writer.home.on(&log, move |log| log.sync(run)).await;
             // The kernel forgets what it could not write: a second sync would succeed, and prove nothing.
-            let place = place.map_err(|error| SinkError::Rewind(error.to_string()))?;
+            let place = place.map_err(|error| SinkError::Outage(error.to_string()))?;
             self.writer.state().barriers.push_back(place);
             Ok(())
         })
@@ -206,7 +206,33 @@ impl Sink for BufferSink {
 fn said(error: &AppendError) -> SinkError {
     match error {
         AppendError::Full { .. } | AppendError::Disk { .. } => SinkError::Retry(error.to_string()),
-        AppendError::Stale => SinkError::Rewind(error.to_string()),
+        AppendError::Stale => SinkError::Outage(error.to_string()),
         AppendError::TooLarge => SinkError::Reject(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::component::BuildContext;
+    use crate::record::{BatchBuilder, Draft, Partition};
+    use crate::testing::harness::build_context;
+
+    #[tokio::test]
+    async fn a_disk_that_fails_is_no_records_fault() {
+        let data = tempfile::tempdir().unwrap();
+        let context = BuildContext { data_dir: data.path().into(), ..build_context() };
+        let link = Link::new("out".into(), 1 << 20, WhenFull::Block);
+        let mut sink = (link.sink(true).build)(&context).unwrap();
+        context.clients.shared(Participants::default).recover(&Vec::new()).await.unwrap();
+        sink.open().await.unwrap();
+        let partition = Partition { source: "in".into(), topic: "t".into(), number: 0 };
+        let mut batch = BatchBuilder::new(Arc::new(partition), 8, 1);
+        batch.push_copy(Draft { body: b"one", ..Draft::default() });
+        assert!(sink.write(Arc::new(batch.finish())).await.is_ok());
+        // The name of the new segment can be synced no more.
+        std::fs::remove_dir_all(data.path().join("buffers")).unwrap();
+        // A sink that says `Rewind` has records refused once that returns.
+        assert!(matches!(sink.flush().await, Err(SinkError::Outage(_))));
     }
 }

@@ -114,7 +114,8 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), SinkError> {
 }
 
 fn not_synced(path: &Path, error: &io::Error) -> SinkError {
-    SinkError::Rewind(format!("cannot sync `{}`: {error}", path.display()))
+    // No record is the cause, and none is refused for it.
+    SinkError::Outage(format!("cannot sync `{}`: {error}", path.display()))
 }
 
 /// A person must act where the path is wrong; a full or broken disk may be mended meanwhile.

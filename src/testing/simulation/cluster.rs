@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::delivery::Mark;
+
 /// After this long without a word a member is out.
 pub(super) const SESSION: Duration = Duration::from_secs(10);
 /// After this long an open transaction is aborted, and its producer fenced.
@@ -48,6 +50,8 @@ pub(super) struct Group {
     generation: u32,
     owners: BTreeMap<i32, MemberId>,
     committed: Offsets,
+    /// What went with the offset of a partition last.
+    marks: BTreeMap<i32, Mark>,
 }
 
 impl Group {
@@ -128,6 +132,16 @@ impl Group {
 
     pub(super) fn commit(&mut self, offsets: &Offsets) {
         self.committed.extend(offsets);
+    }
+
+    /// Notes a mark beside the offsets of partitions.
+    pub(super) fn mark(&mut self, partitions: impl IntoIterator<Item = i32>, mark: &Mark) {
+        self.marks.extend(partitions.into_iter().map(|partition| (partition, mark.clone())));
+    }
+
+    /// Whether a partition has this mark.
+    pub(super) fn has_mark(&self, partition: i32, mark: &Mark) -> bool {
+        self.marks.get(&partition) == Some(mark)
     }
 
     pub(super) fn committed(&self) -> &Offsets {

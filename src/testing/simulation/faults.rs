@@ -43,9 +43,30 @@ pub enum Step {
     Abort,
     /// A member of a group gives partitions up.
     Revoke,
+    /// A buffer is about to cut off what is not committed, at the beginning of a run.
+    CutBack,
+    /// What a buffer holds is committed, and about to be shown to its reader.
+    Show,
 }
 
 impl Step {
+    /// The steps that a record takes through a buffer, and all that decides what of the buffer counts.
+    pub const OF_A_BUFFER: [Self; 13] = [
+        Self::Open,
+        Self::Pull,
+        Self::Write,
+        Self::Flush,
+        Self::Flushed,
+        Self::Load,
+        Self::StoreBefore,
+        Self::StoreAfter,
+        Self::GroupBefore,
+        Self::GroupAfter,
+        Self::Show,
+        Self::CutBack,
+        Self::Answer,
+    ];
+
     /// The steps of the commit of an epoch, from the first barrier at a sink to the last word.
     pub const OF_A_COMMIT: [Self; 9] = [
         Self::Flush,
@@ -144,7 +165,9 @@ impl Faults {
             | Step::CommitBefore
             | Step::OffsetsSent
             | Step::CommitAfter
-            | Step::Revoke => 8,
+            | Step::Revoke
+            | Step::CutBack
+            | Step::Show => 8,
         };
         if self.left == 0 || self.random.u32(0..one_in) != 0 {
             return None;

@@ -47,7 +47,7 @@ impl Scenario {
             })
             .collect();
         let stages: Vec<Stage> = (0..transforms.len()).map(Stage::Transform).chain([Stage::Sink(0)]).collect();
-        Self {
+        let mut scenario = Self {
             exactly_once,
             processes,
             lanes: random.usize(1..=4),
@@ -59,6 +59,8 @@ impl Scenario {
             sinks,
             dead_letter: kind(random),
             chained: random.u8(0..5) == 0,
+            buffers: Vec::new(),
+            disk: 0,
             faults: random.u32(0..=8),
             ends: random.u32(0..=4),
             menu: &[],
@@ -66,6 +68,32 @@ impl Scenario {
             poisoned: (random.u8(0..6) == 0).then(|| *pick(random, &stages)),
             salt: random.u64(..),
             mutation: None,
+        };
+        if scenario.processes == 1 && !scenario.chained && random.bool() {
+            scenario.buffer_some(random);
+        }
+        scenario
+    }
+
+    /// Puts a disk buffer before one or two stages.
+    fn buffer_some(&mut self, random: &mut fastrand::Rng) {
+        let transforms = (0..self.transforms.len()).map(Stage::Transform);
+        let stages: Vec<Stage> = transforms.chain((0..self.sinks.len()).map(Stage::Sink)).collect();
+        for _ in 0..random.usize(1..=2) {
+            let stage = *pick(random, &stages);
+            if !self.buffers.contains(&stage) {
+                self.buffers.push(stage);
+            }
+        }
+        self.disk = *pick(random, &[1, 100_000, 1 << 20]);
+        if self.exactly_once {
+            // With a buffer all is committed in the store, where one group at the most can have the last word.
+            self.sources.iter_mut().for_each(|source| source.grouped = false);
+            self.sources[0].grouped = random.bool();
+        }
+        if random.u8(0..4) == 0 {
+            // Enough for more than one segment.
+            self.padding = 8_000;
         }
     }
 }
@@ -108,6 +136,8 @@ mod tests {
             "3 processes",
             "Route(3)",
             "second pipeline",
+            "bytes before t0",
+            "bytes before out0",
             "Unordered",
             "t0, ",
             "cannot stand",

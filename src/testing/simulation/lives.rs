@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::components::{PIPELINE, SECOND, SimulatedStore, plans};
+use super::components::{PIPELINE, SECOND, SimulatedStore, domains};
 use super::place::Place;
 use super::world::{World, name};
 use crate::observe::{Metrics, PipelineState, StatusBoard};
@@ -128,7 +128,7 @@ fn start(seed: u64, world: &Arc<World>, instance: usize) -> Life {
         place.plan_ahead();
     }
     let host = host(&place);
-    let running = topology::run(plans(&place), host.clone(), place.stop.clone());
+    let running = topology::run_domains(domains(&place), host.clone(), place.stop.clone());
     Life { running: place.runtime.spawn(running), place, host }
 }
 
@@ -140,7 +140,7 @@ pub(super) fn host(place: &Place) -> Host {
         status: StatusBoard::default(),
         store: Arc::new(SimulatedStore::new(place.clone())),
         instance: name(place.instance).into(),
-        data_dir: Arc::from(std::path::Path::new("")),
+        data_dir: place.world.disk.data_dir(place.instance).into(),
         memory: 1 << 20,
     }
 }

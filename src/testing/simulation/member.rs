@@ -17,7 +17,7 @@ use super::mutation::Mutation;
 use super::place::Place;
 use crate::clients::kafka::assignment::{Assignment, BEGINNING, Held};
 use crate::component::{EpochRequests, SourceError};
-use crate::delivery::{CommitPositions, Positions};
+use crate::delivery::{CommitPositions, Decision, Mark, Positions};
 use crate::record::{Partition, Position};
 
 /// How often a member is heard of.
@@ -197,6 +197,7 @@ impl Member {
             state.assignment.close(&partitions);
             state.epochs.clone()
         };
+        let epochs = epochs.filter(|_| !self.place.world.is_broken_by(Mutation::LeavesUnclosed));
         // Whatever goes wrong here, the partitions go.
         let _ = self.place.step(Step::Revoke, "").await;
         if let Some(answer) = epochs.and_then(|epochs| epochs.ask_to_close()) {
@@ -295,6 +296,46 @@ impl Member {
         }
     }
 
+    /// Commits all positions with a mark, or none.
+    async fn decide(&self, mark: &Mark, positions: &Positions) -> Decision {
+        if let Err(why) = self.place.step(Step::GroupBefore, &self.source).await {
+            return Decision::No(why);
+        }
+        let committing = match self.for_transaction(positions) {
+            Ok(committing) => committing,
+            Err(why) => return Decision::No(why),
+        };
+        let Some((membership, offsets)) = committing else {
+            return Decision::No("nothing of it is to be committed".to_owned());
+        };
+        let numbers = offsets.by_number();
+        if let Err(why) = self.place.world.commit_marked(self.group, membership, &numbers, mark) {
+            return Decision::No(why);
+        }
+        self.note_committed(&offsets);
+        match self.place.step(Step::GroupAfter, &format!("{} {numbers:?}", self.source)).await {
+            Ok(()) => Decision::Yes,
+            // The answer was lost: who comes next asks the group.
+            Err(why) => Decision::Unknown(why),
+        }
+    }
+
+    /// Whether the group has the mark. Nothing is under way any more: a commit of a group takes no time here.
+    async fn is_decided(&self, mark: &Mark, positions: &Positions) -> Result<bool, String> {
+        self.place.step(Step::Load, &self.source).await?;
+        if self.place.is_cut_off() {
+            return Err(CUT_OFF.to_owned());
+        }
+        if self.place.world.is_broken_by(Mutation::TakesDoubtForAbort) {
+            return Ok(false);
+        }
+        if self.place.world.is_broken_by(Mutation::TakesDoubtForCommit) {
+            return Ok(true);
+        }
+        let partitions = positions.keys().map(|partition| partition.number);
+        Ok(self.place.world.is_marked(self.group, partitions, mark))
+    }
+
     /// Commits what may be committed: the look and the commit are one, so that no rebalance comes between them.
     fn try_commit(&self, positions: &Positions) -> Result<String, String> {
         if self.place.is_cut_off() {
@@ -341,6 +382,14 @@ pub(super) struct GroupPositions(pub(super) Arc<Member>);
 impl CommitPositions for GroupPositions {
     fn commit(&self, _: u64, positions: Positions) -> BoxFuture<'_, Result<(), String>> {
         async move { self.0.commit(&positions).await }.boxed()
+    }
+
+    fn decide(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Decision> {
+        async move { self.0.decide(&mark, &positions).await }.boxed()
+    }
+
+    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, String>> {
+        async move { self.0.is_decided(&mark, &positions).await }.boxed()
     }
 }
 

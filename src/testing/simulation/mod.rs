@@ -7,6 +7,7 @@
 
 mod cluster;
 mod components;
+mod disk;
 mod faults;
 mod generator;
 mod lives;
@@ -29,6 +30,7 @@ pub use scenario::{Destination, Id, Scenario, SinkKind, SinkShape, SourceShape, 
 
 use crate::runtime::{Process, Runtime};
 use crate::topology::{self, PipelineEnd};
+use disk::Folder;
 use outcome::Expected;
 use place::Place;
 use world::World;
@@ -48,6 +50,8 @@ pub struct Report {
     pub turns: u64,
     /// How long a process took at the most to stop when it was asked to.
     pub longest_stop: Duration,
+    /// How many disk buffers there were, those before the dead letter among them.
+    pub buffers: usize,
     /// How often each process joined its group.
     pub joins: Vec<u32>,
 }
@@ -59,7 +63,8 @@ pub struct Report {
 pub fn run(seed: u64, scenario: &Scenario) -> Result<Report, String> {
     let executor = executor();
     executor.block_on(async {
-        let world = World::new(seed, scenario);
+        let folder = Folder::new();
+        let world = World::new(seed, scenario, &folder);
         let failed = |what: String| format!("seed {seed}: {what}\n{scenario}\n{}", world.trace());
         let lives = lives::live(seed, &world).await.map_err(failed)?;
         let (delivered, expected) = (world.delivered(), Expected::of(scenario));
@@ -73,6 +78,7 @@ pub fn run(seed: u64, scenario: &Scenario) -> Result<Report, String> {
             restarts: lives.restarts,
             turns: lives.turns,
             longest_stop: lives.longest_stop,
+            buffers: world.disk.buffers(0).len(),
             joins: (0..scenario.processes).map(|instance| world.joins(instance)).collect(),
         })
     })
@@ -94,10 +100,11 @@ pub fn run_beside_a_failing_one(seed: u64) -> Result<(u64, u64), String> {
     let failing = Scenario { faults: 8, ends: 0, ..Scenario::small(false) };
     let sound = Scenario { faults: 0, ends: 0, ..Scenario::small(false) };
     executor().block_on(async {
+        let folder = Folder::new();
         let process = Process::default();
         let runtime = Runtime::of_process(seed, process.clone());
         let place = |scenario| Place {
-            world: World::new(seed, scenario),
+            world: World::new(seed, scenario, &folder),
             process: process.clone(),
             instance: 0,
             runtime: runtime.clone(),

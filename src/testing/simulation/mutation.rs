@@ -27,11 +27,27 @@ pub enum Mutation {
     ForgetsToRewind,
     /// A sink writes batches that are in flight together in any order.
     Reorders,
+    /// A sink holds on to batches that it has answered for, so that sources wait for memory that does not come back.
+    HoldsMemory,
+    /// A sink answers at once for what it is far from having done, so that nobody knows how slow it is.
+    HidesItsPace,
+    /// A transaction does not tell after which time the other side aborts it.
+    HidesItsTimeout,
+    /// Partitions are given up before the epoch is closed that holds what was read of them.
+    LeavesUnclosed,
+    /// A buffer shows its reader what is written and synced, whether or not its epoch will be committed.
+    ShowsUncommitted,
+    /// What an aborted run wrote into a buffer is not cut off: it counts as if its epoch had been committed.
+    ForgetsToCutBack,
+    /// A buffer lets go of what its reader was given, before the epoch of the reader is committed.
+    ReleasesTooEarly,
+    /// A buffer says that it is synced before it is, so that a crash takes what the store says is there.
+    SyncsTooLate,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 20] = [
         Self::AnswersTooEarly,
         Self::OvertakenByBarrier,
         Self::WritesInSilence,
@@ -44,6 +60,14 @@ impl Mutation {
         Self::ReadsUnstableOffsets,
         Self::ForgetsToRewind,
         Self::Reorders,
+        Self::HoldsMemory,
+        Self::HidesItsPace,
+        Self::HidesItsTimeout,
+        Self::LeavesUnclosed,
+        Self::ShowsUncommitted,
+        Self::ForgetsToCutBack,
+        Self::ReleasesTooEarly,
+        Self::SyncsTooLate,
     ];
 
     /// Whether it is a breach of transactions, and means nothing elsewhere.

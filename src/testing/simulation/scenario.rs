@@ -42,9 +42,13 @@ pub struct Scenario {
     pub sinks: Vec<SinkShape>,
     /// What holds the dead letters.
     pub dead_letter: SinkKind,
-    /// Whether what the first sink holds is a log that a second pipeline of the same processes reads, as it would be with a
-    /// buffer between them.
+    /// Whether what the first sink holds is a topic that a second pipeline of the same processes reads.
     pub chained: bool,
+    /// The stages that have a disk buffer before them. Only one process has any: a partition that moves to another leaves what
+    /// is in the buffer of the first behind.
+    pub buffers: Vec<Stage>,
+    /// The bytes that a buffer may take on the disk. A full one makes what comes before it wait.
+    pub disk: u64,
     /// How many faults are injected at the most.
     pub faults: u32,
     /// How many of them may be ends of a process: crashes, stops, and being held still.
@@ -192,6 +196,8 @@ impl Scenario {
             }],
             dead_letter: SinkKind::Flushed,
             chained: false,
+            buffers: Vec::new(),
+            disk: 1 << 20,
             faults: 4,
             ends: 2,
             menu: &[],
@@ -200,6 +206,20 @@ impl Scenario {
             salt: 1,
             mutation: None,
         }
+    }
+
+    /// The same, with a disk buffer before its transform and another before its sink, and a source that ends.
+    #[must_use]
+    pub fn buffered(exactly_once: bool) -> Self {
+        let sources = vec![SourceShape { partitions: 3, records: 16, grouped: false }];
+        Self { sources, buffers: vec![Stage::Transform(0), Stage::Sink(0)], ..Self::small(exactly_once) }
+    }
+
+    /// The same, with its source read as a group: under exactly once its commit decides whether an epoch counts.
+    #[must_use]
+    pub fn judged(exactly_once: bool) -> Self {
+        let sources = vec![SourceShape { partitions: 3, records: 16, grouped: true }];
+        Self { sources, ..Self::buffered(exactly_once) }
     }
 
     /// The same, with its source read as a group by several processes.
@@ -247,6 +267,11 @@ impl Scenario {
             mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             mixed ^ (mixed >> 31)
         })
+    }
+
+    /// Whether outputs and positions are committed in the store: with buffers there is no other transaction.
+    pub(super) fn is_local(&self) -> bool {
+        self.exactly_once && !self.buffers.is_empty()
     }
 
     /// Whether some source never ends by itself.
@@ -303,6 +328,10 @@ impl fmt::Display for Scenario {
         }
         if self.chained {
             write!(f, "\n  a second pipeline reads out0")?;
+        }
+        if !self.buffers.is_empty() {
+            let names: Vec<_> = self.buffers.iter().map(Stage::to_string).collect();
+            write!(f, "\n  buffers of {} bytes before {}", self.disk, names.join(", "))?;
         }
         self.mutation.map_or(Ok(()), |mutation| write!(f, "\n  broken on purpose: {mutation:?}"))
     }

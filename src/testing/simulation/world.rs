@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::cluster::{Group, Identity, MemberId, Membership, Offsets, View};
-use super::components::PIPELINE;
+use super::components::{PIPELINE, length};
+use super::disk::{Disk, Folder};
 use super::faults::Faults;
 use super::mutation::Mutation;
 use super::outcome::{Arrival, Delivered};
 use super::scenario::{Destination, Scenario};
+use crate::clients::buffer;
 use crate::clock::{Clock, Instant};
-use crate::delivery::checkpoint;
+use crate::delivery::{Mark, checkpoint};
 
 /// Entries of a store: by scope, by key.
 type Stored = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
@@ -45,6 +47,7 @@ impl Taken {
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) scenario: Scenario,
+    pub(super) disk: Disk,
     started: Instant,
     clock: Clock,
     inner: Mutex<Inner>,
@@ -83,7 +86,7 @@ pub(super) struct Inner {
 
 impl World {
     /// An empty world under a seed. It must be made inside the tokio runtime whose clock it lives by.
-    pub(super) fn new(seed: u64, scenario: &Scenario) -> Arc<Self> {
+    pub(super) fn new(seed: u64, scenario: &Scenario, folder: &Folder) -> Arc<Self> {
         let clock = Clock::starting_at(Duration::ZERO);
         let mut groups: Vec<_> = scenario.sources.iter().map(|source| Group::new(source.partitions)).collect();
         groups.push(Group::new(1));
@@ -108,7 +111,8 @@ impl World {
             breaches: Vec::new(),
             faulted: false,
         };
-        Arc::new(Self { scenario: scenario.clone(), started: clock.now(), clock, inner: Mutex::new(inner) })
+        let (scenario, disk) = (scenario.clone(), Disk::new(folder.path()));
+        Arc::new(Self { scenario, disk, started: clock.now(), clock, inner: Mutex::new(inner) })
     }
 
     pub(super) fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -231,6 +235,10 @@ impl World {
         for (_, identity) in inner.identities.iter_mut().filter(|(id, _)| instance_of(id) == Some(instance)) {
             identity.abandon();
         }
+        let torn = self.disk.crashed(instance, inner.faults.random());
+        if let Err(error) = torn {
+            inner.breaches.push(format!("the disk of the simulation: {error}"));
+        }
         inner.silent.retain(|writer| writer.instance != instance);
         inner.held_until.remove(&instance);
         inner.cut_off_until.remove(&instance);
@@ -252,6 +260,12 @@ impl World {
         until.saturating_sub(now)
     }
 
+    /// When a sink will be through with all that it has taken on.
+    pub(super) fn work_left(&self, writer: Writer) -> Duration {
+        let now = self.now();
+        self.inner().busy_until.get(&writer).map_or(Duration::ZERO, |until| until.saturating_sub(now))
+    }
+
     /// Whether the positions behind all records are committed.
     pub(super) fn is_done(&self) -> bool {
         let inner = self.inner();
@@ -261,10 +275,26 @@ impl World {
             (0..source.partitions).all(|partition| committed.get(&partition) == Some(&source.records))
         });
         drop(inner);
-        done && self.scenario.sources.iter().enumerate().all(|(at, source)| source.grouped || self.is_stored(at))
+        done && self.are_buffers_read()
+            && self.scenario.sources.iter().enumerate().all(|(at, source)| source.grouped || self.is_stored(at))
             && (!self.scenario.chained
                 || self.committed(self.scenario.sources.len()).get(&0).copied().unwrap_or(0)
                     == i64::try_from(self.log_len()).unwrap_or(0))
+    }
+
+    /// Whether the positions behind all that the buffers hold are committed.
+    fn are_buffers_read(&self) -> bool {
+        let entries = self.load(0, &checkpoint::scope(PIPELINE));
+        // What a source has decided and the store has not confirmed is not shown to any reader yet.
+        if checkpoint::participant_entries("", &entries).keys().any(|key| key.ends_with("prepared")) {
+            return false;
+        }
+        self.disk.buffers(0).iter().all(|stage| {
+            let written = buffer::committed(stage, &entries).ok().flatten().unwrap_or_default();
+            let read = checkpoint::decode(&buffer::name(stage), &entries).unwrap_or_default();
+            let read = read.values().next().and_then(|position| u64::try_from(position.0).ok());
+            written.records == 0 || read == Some(written.position)
+        })
     }
 
     /// Whether the store holds the positions behind all records of a source.
@@ -278,7 +308,13 @@ impl World {
 
     /// What a reader of committed data sees now.
     pub(super) fn delivered(&self) -> Delivered {
-        self.inner().delivered.clone()
+        let mut delivered = self.inner().delivered.clone();
+        for ((instance, stage), arrivals) in self.disk.files() {
+            let entries = self.load(instance, &checkpoint::scope(PIPELINE));
+            let length = length(&checkpoint::participant_entries(&stage, &entries));
+            arrivals.into_iter().take(length).for_each(|arrival| delivered.push(arrival));
+        }
+        delivered
     }
 
     /// How many records the log between the pipelines holds.
@@ -339,6 +375,25 @@ impl World {
         self.admit(group, by, offsets, now)?;
         self.inner().groups[group].commit(offsets);
         Ok(())
+    }
+
+    /// Commits offsets with a mark beside them: those of a local transaction, which stands or falls with them.
+    pub(super) fn commit_marked(
+        &self,
+        group: usize,
+        by: Membership,
+        offsets: &Offsets,
+        mark: &Mark,
+    ) -> Result<(), String> {
+        self.commit_offsets(group, by, offsets)?;
+        self.inner().groups[group].mark(offsets.keys().copied(), mark);
+        Ok(())
+    }
+
+    /// Whether a commit with this mark has moved one of these partitions last.
+    pub(super) fn is_marked(&self, group: usize, partitions: impl IntoIterator<Item = i32>, mark: &Mark) -> bool {
+        let inner = self.inner();
+        partitions.into_iter().any(|partition| inner.groups[group].has_mark(partition, mark))
     }
 
     /// Asks a group whether it takes offsets, and notes what it takes and should not.

@@ -1,5 +1,7 @@
 //! The simulated components, and the plans made of them.
 
+mod buffer;
+mod file;
 mod sink;
 mod source;
 mod store;
@@ -9,11 +11,13 @@ mod transform;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(super) use file::length;
 pub(super) use store::SimulatedStore;
 
 use super::place::Place;
-use super::scenario::{Scenario, SinkKind, SinkShape, SourceShape};
-use crate::plan::{Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
+use super::scenario::{Scenario, SinkKind, SinkShape, SourceShape, Stage};
+use crate::clients::buffer::WhenFull;
+use crate::plan::{Buffer, Domain, Guarantee, OnError, Plan, SinkStage, SourceStage, TransformStage, Upstream};
 
 /// The kind that simulated components share a transaction by.
 const SIMULATED: &str = "simulated";
@@ -23,6 +27,11 @@ pub(super) const PIPELINE: &str = "simulated";
 /// The name of the one that reads the log of the first.
 pub(super) const SECOND: &str = "second";
 
+/// The pipelines of a scenario, for one process, as they run: cut at their buffers, whose ends are watched.
+pub(super) fn domains(place: &Place) -> Vec<Vec<Domain>> {
+    plans(place).iter().map(|plan| buffer::watch(place, plan.domains())).collect()
+}
+
 /// The pipelines of a scenario, for one process.
 pub(super) fn plans(place: &Place) -> Vec<Plan> {
     let scenario = &place.world.scenario;
@@ -31,6 +40,12 @@ pub(super) fn plans(place: &Place) -> Vec<Plan> {
         plans.push(second(place, scenario));
     }
     plans
+}
+
+/// The buffer before a stage, if it has one.
+fn buffer_of(scenario: &Scenario, stage: Stage) -> Option<Buffer> {
+    let has_one = scenario.buffers.contains(&stage);
+    has_one.then_some(Buffer { disk: scenario.disk, when_full: WhenFull::Block })
 }
 
 /// The pipeline of a scenario.
@@ -45,7 +60,7 @@ fn first(place: &Place, scenario: &Scenario) -> Plan {
         from: shape.from.clone(),
         compiled: transform::compiled(place, at, shape.kind),
         on_error: shape.on_error,
-        buffer: None,
+        buffer: buffer_of(scenario, Stage::Transform(at)),
     });
     let sinks = scenario.sinks.iter().enumerate().map(|(at, shape)| SinkStage {
         name: format!("out{at}").into(),
@@ -53,9 +68,9 @@ fn first(place: &Place, scenario: &Scenario) -> Plan {
         from: shape.from.clone(),
         compiled: sink::compiled(place, sink::Purpose::Sink(at), shape.kind, shape.per_lane),
         on_error: shape.on_error,
-        buffer: None,
+        buffer: buffer_of(scenario, Stage::Sink(at)),
     });
-    Plan {
+    let mut plan = Plan {
         name: PIPELINE.into(),
         lanes: scenario.lanes,
         memory: Some(scenario.memory),
@@ -71,7 +86,12 @@ fn first(place: &Place, scenario: &Scenario) -> Plan {
             buffer: None,
         }),
         ..empty(scenario)
+    };
+    // A buffer whose two sides meet again is refused by `check`.
+    if !scenario.buffers.is_empty() && plan.count_domains() == 1 {
+        plan.transforms.iter_mut().for_each(|stage| stage.buffer = None);
     }
+    plan
 }
 
 /// The pipeline that reads what the first sink holds.

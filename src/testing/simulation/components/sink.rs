@@ -1,4 +1,4 @@
-//! Sinks: durable by flush or by answer, in order or not, or in a transaction.
+//! Sinks: durable by flush or by answer, in order or not, or in a transaction of brokers or of the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,10 @@ use super::super::place::Place;
 use super::super::scenario::{Destination, SinkKind, Stage};
 use super::super::world::Writer;
 use super::SIMULATED;
+use super::file::LocalFile;
 use super::transaction::SimulatedTransaction;
 use crate::component::{Acknowledges, Answer, CompiledSink, Refusal, Settled, Sink, SinkError, SinkTraits, Touched};
+use crate::delivery::Participants;
 use crate::record::Batch;
 
 /// What a sink is for.
@@ -43,26 +45,45 @@ impl Purpose {
 
 pub(super) fn compiled(place: &Place, purpose: Purpose, kind: SinkKind, per_lane: bool) -> CompiledSink {
     let place = place.clone();
+    let is_local = place.world.scenario.is_local();
     CompiledSink {
         traits: SinkTraits {
             acknowledges: Acknowledges::Durable,
             transactional_with: &[SIMULATED],
             transaction_timeout: Some(TRANSACTION_TIMEOUT),
             idempotent_by_key: false,
-            per_lane,
+            // A file has one writer.
+            per_lane: per_lane && !is_local,
             carries_headers: true,
         },
         touched: Touched::default(),
         build: Arc::new(move |cx| {
-            let transaction = cx.transactional.then(|| {
+            let transaction = (cx.transactional && !is_local).then(|| {
                 let members = cx.clients.shared(Members::default);
                 let transaction = cx.clients.shared(|| SimulatedTransaction::new(&place, &cx.pipeline, members));
                 cx.clients.set_transaction(Arc::clone(&transaction) as _);
                 transaction
             });
+            let file = (cx.transactional && is_local).then(|| {
+                let file = Arc::new(LocalFile::new(&place, &cx.component));
+                cx.clients.shared(Participants::default).join(Arc::clone(&file) as _);
+                file
+            });
             let writer = place.world.build_writer(place.instance, purpose.place());
             let name = Arc::clone(&cx.component);
-            Ok(Box::new(Simulated { place: place.clone(), name, purpose, kind, transaction, writer, kept_back: None }))
+            let (place, kept_back) = (place.clone(), None);
+            Ok(Box::new(Simulated {
+                place,
+                name,
+                purpose,
+                kind,
+                transaction,
+                file,
+                run: 0,
+                writer,
+                kept_back,
+                held: Vec::new(),
+            }))
         }),
     }
 }
@@ -73,14 +94,23 @@ struct Simulated {
     purpose: Purpose,
     kind: SinkKind,
     transaction: Option<Arc<SimulatedTransaction>>,
+    /// What it writes in a local transaction, and in which run of it.
+    file: Option<Arc<LocalFile>>,
+    run: u64,
     writer: Writer,
     /// A batch that a broken sink keeps back.
     kept_back: Option<Arc<Batch>>,
+    /// Batches whose memory a broken sink does not give back.
+    held: Vec<Arc<Batch>>,
 }
 
 impl Simulated {
     fn is_broken_by(&self, mutation: Mutation) -> bool {
         self.place.world.is_broken_by(mutation)
+    }
+
+    fn is_transactional(&self) -> bool {
+        self.transaction.is_some() || self.file.is_some()
     }
 
     /// What the batch holds, without what is refused.
@@ -132,6 +162,9 @@ impl Simulated {
         if let Some(transaction) = &self.transaction {
             return transaction.produce(self.writer, arrivals).map_err(SinkError::Outage);
         }
+        if let Some(file) = &self.file {
+            return file.write(self.run, arrivals).map_err(SinkError::Outage);
+        }
         self.place.world.take(self.writer, arrivals);
         Ok(())
     }
@@ -139,10 +172,13 @@ impl Simulated {
     /// Waits for the answer to a batch, which comes when the outside world is there.
     fn answer(&self, batch: &Batch, what: String) -> Answer {
         let (place, writer, kind) = (self.place.clone(), self.writer, self.kind);
-        let (is_transactional, refused) = (self.transaction.is_some(), self.refusals(batch));
+        let (is_transactional, refused) = (self.is_transactional(), self.refusals(batch));
         let (arrivals, until) = (self.arrivals(batch), place.world.taken(writer));
         async move {
-            place.runtime.sleep(place.world.work(writer)).await;
+            let work = place.world.work(writer);
+            if !place.world.is_broken_by(Mutation::HidesItsPace) {
+                place.runtime.sleep(work).await;
+            }
             place.until_reachable().await;
             // Where what became of a batch is not known, only a rewind keeps the order.
             let error =
@@ -168,11 +204,13 @@ impl Sink for Simulated {
     fn open(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         async {
             self.kept_back = None;
+            self.held.clear();
             self.place.step(Step::Open, &self.name).await.map_err(SinkError::Retry)?;
             if !self.place.is_reachable() {
                 return Err(SinkError::Retry("it cannot be reached".to_owned()));
             }
-            if self.transaction.is_none() {
+            self.run = self.file.as_ref().map_or(0, |file| file.run());
+            if !self.is_transactional() {
                 // What an aborted run wrote is there, and some day durable.
                 self.place.world.make_durable(self.writer, u64::MAX);
             }
@@ -184,7 +222,7 @@ impl Sink for Simulated {
     fn write(&mut self, batch: Arc<Batch>) -> BoxFuture<'_, Result<Answer, SinkError>> {
         async move {
             let what = format!("{} {}", self.name, named(&batch));
-            let in_transaction = self.transaction.is_some();
+            let in_transaction = self.is_transactional();
             if !in_transaction && !self.place.is_reachable() {
                 return Err(SinkError::Retry("it cannot be reached".to_owned()));
             }
@@ -209,6 +247,9 @@ impl Sink for Simulated {
                     self.take(&batch)?;
                 }
             }
+            if self.is_broken_by(Mutation::HoldsMemory) {
+                self.held.push(Arc::clone(&batch));
+            }
             Ok(self.answer(&batch, what))
         }
         .boxed()
@@ -217,6 +258,9 @@ impl Sink for Simulated {
     fn flush(&mut self) -> BoxFuture<'_, Result<(), SinkError>> {
         async {
             self.place.step(Step::Flush, &self.name).await.map_err(SinkError::Retry)?;
+            if self.is_broken_by(Mutation::HidesItsPace) {
+                self.place.runtime.sleep(self.place.world.work_left(self.writer)).await;
+            }
             if self.is_broken_by(Mutation::Reorders)
                 && let Some(before) = self.kept_back.take()
             {
@@ -233,10 +277,19 @@ impl Sink for Simulated {
                         let _ = transaction.produce(writer, late);
                     }));
                 }
-            } else if self.kind == SinkKind::Flushed && !self.is_broken_by(Mutation::AnswersTooEarly) {
+            } else if self.file.is_none()
+                && self.kind == SinkKind::Flushed
+                && !self.is_broken_by(Mutation::AnswersTooEarly)
+            {
                 self.place.world.make_durable(self.writer, u64::MAX);
             }
-            self.place.step(Step::Flushed, &self.name).await.map_err(SinkError::Retry)
+            let length = self.file.as_ref().map(|file| file.sync());
+            self.place.step(Step::Flushed, &self.name).await.map_err(SinkError::Retry)?;
+            // Only now: who tries again has one barrier, not two.
+            if let (Some(file), Some(length)) = (&self.file, length) {
+                file.barrier(length);
+            }
+            Ok(())
         }
         .boxed()
     }
