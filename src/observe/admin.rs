@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
-use super::status::{Phase, PipelineStatus, StatusBoard};
+use super::status::{Phase, PipelineState, PipelineStatus, StatusBoard};
 use crate::clock::Clock;
 use crate::runtime::Runtime;
 
@@ -113,6 +113,11 @@ fn router(published: Published) -> Router {
 }
 
 async fn metrics(State(published): State<Published>) -> impl IntoResponse {
+    // What has failed has nobody any more who tells for how long.
+    for failed in published.status.all().into_iter().filter(|status| status.state == PipelineState::Failed) {
+        let seconds = published.clock.wall().as_secs_f64() - failed.since;
+        published.metrics.pipeline_has_failed_for(&failed.pipeline, seconds);
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], published.metrics.text())
 }
 
@@ -161,7 +166,6 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::observe::PipelineState;
 
     struct Served {
         tokio: tokio::runtime::Runtime,

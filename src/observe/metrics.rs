@@ -211,6 +211,11 @@ impl Metrics {
         }
     }
 
+    /// A pipeline stands still for good, for so many seconds.
+    pub fn pipeline_has_failed_for(&self, pipeline: &str, seconds: f64) {
+        self.0.stuck_seconds.with_label_values(&[pipeline]).set(seconds.max(0.0));
+    }
+
     /// All series in the Prometheus text format.
     ///
     /// # Panics

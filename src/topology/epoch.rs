@@ -131,6 +131,7 @@ impl Coordinator<'_> {
                     if due.is_some() && self.has_room(&state) => {}
                 // The sinks open again only when the other side answers; until then nothing is open and nothing is read.
                 () = async { runtime.sleep_until(must_abort.expect("guarded")).await }, if must_abort.is_some() => {
+                    self.progress.stalls();
                     let error = "the transaction was open for half of its time-out and a sink has not answered";
                     return Err(Failure::Stalled(error.to_owned()));
                 }
@@ -251,7 +252,8 @@ impl Coordinator<'_> {
             if state.moved.0.is_none() && state.epochs.is_empty() {
                 self.progress.nothing_waits();
             }
-            state.open_since = state.moved.0;
+            // The next one cannot be open any longer: sinks were silent until now.
+            state.open_since = state.moved.0.map(|_| now);
             self.commits.set(epoch.number);
             for waiting in epoch.waiting {
                 let _ = waiting.try_send(true);

@@ -42,6 +42,8 @@ struct Inner {
     failing: bool,
     /// The last epoch that each sink has settled.
     settled: BTreeMap<usize, u64>,
+    /// At which stage the run stalled that ended last.
+    stalled_at: Option<Arc<str>>,
     /// What metrics name as stuck: the stage and the reason.
     named: Option<(String, &'static str)>,
 }
@@ -79,6 +81,7 @@ impl Progress {
             failed_since: None,
             failing: false,
             settled: BTreeMap::new(),
+            stalled_at: None,
             named: None,
         });
         Self { clock, board, metrics, troubles, patience, sink_names, inner }
@@ -256,10 +259,21 @@ impl Progress {
         self.name_the_stage();
     }
 
-    /// The stage that holds the open epoch up.
-    pub(super) fn held_up_by(&self) -> Arc<str> {
-        let inner = self.inner();
-        self.troubles.first().unwrap_or_else(|| self.last_to_settle(&inner)).0
+    /// The open epoch takes too long: notes which stage holds it up, while the stages know what they wait for.
+    pub(super) fn stalls(&self) {
+        let mut inner = self.inner();
+        let stage = self.troubles.first().unwrap_or_else(|| self.last_to_settle(&inner)).0;
+        inner.stalled_at = Some(stage);
+    }
+
+    /// At which stage the last run stalled.
+    pub(super) fn take_stalled_at(&self) -> Option<Arc<str>> {
+        self.inner().stalled_at.take()
+    }
+
+    /// Whether nothing has failed since there was progress last, or nothing to progress with.
+    pub(super) fn is_calm(&self) -> bool {
+        self.inner().failed_since.is_none()
     }
 
     /// The sink that is furthest behind.

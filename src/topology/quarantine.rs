@@ -448,6 +448,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_record_is_found_though_another_partition_commits_before_it_in_each_run() {
+        let poison: &[Id] = &[(1, 0)];
+        // The source begins each run with a batch of the other partition, of which nothing is suspected.
+        let kit = Kit {
+            partitions: 2,
+            records: 800,
+            batch: 4,
+            lanes: 1,
+            ..Kit::new(cannot_stand("work", poison, Deed::Panic))
+        };
+        let outcome = kit.run(1).await;
+        assert_eq!(outcome.end, PipelineEnd::Finished);
+        assert_the_others_came(&kit, "out", poison);
+        assert_eq!(kit.world.letters().len(), 1);
+        assert!(outcome.status.restarts <= 20, "{} restarts", outcome.status.restarts);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_failure_that_does_not_return_condemns_no_record() {
         let left = Arc::new(AtomicUsize::new(2));
         let deeds = move |stage: &str, id: Id| {

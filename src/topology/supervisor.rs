@@ -71,7 +71,11 @@ struct Supervised {
 /// of the pipeline stands still, and `/live` tells: only a new process helps.
 pub(super) async fn supervise(plan: Plan, host: Host, stop: CancellationToken) -> PipelineEnd {
     let pipeline = Arc::clone(&plan.name);
-    let heart = format!("pipeline {pipeline}");
+    // Each of its domains has one of its own.
+    let heart = match &plan.domain {
+        None => format!("pipeline {pipeline}"),
+        Some(domain) => format!("pipeline {pipeline}, from the buffer of {domain} on"),
+    };
     host.status.beat(&heart, host.runtime.clock().now());
     let supervised = caught(supervise_to_its_end(plan, host.clone(), stop));
     let end = tokio::select! {
@@ -178,6 +182,7 @@ fn cannot_start(plan: &Plan, host: &Host, reason: String) -> PipelineEnd {
 
 /// Publishes the end of a pipeline that has no progress of its own to publish it, on top of what is known of it.
 fn publish_failed(pipeline: &Arc<str>, host: &Host, reason: &str) {
+    host.metrics.pipeline(pipeline).stuck_at("", "failed");
     let known = host.status.get(pipeline);
     host.status.publish(PipelineStatus {
         pipeline: Arc::clone(pipeline),
@@ -205,26 +210,27 @@ impl Supervised {
                 Err(failed) => failed,
             };
             let stage = match failure {
-                Failure::Stalled(_) => Some(self.progress.held_up_by()),
+                Failure::Stalled(_) => self.progress.take_stalled_at(),
                 _ => stage,
             };
             let place = stage.as_ref().map_or_else(String::new, |stage| format!("`{stage}`: "));
             let reason = format!("{place}{}", failure.text());
+            let was_calm = self.progress.is_calm();
             self.progress.restarted(failure.reason());
             if let Failure::Fatal(_) = failure {
                 self.abort_transaction().await;
-                tracing::error!(pipeline = %self.plan.name, "{reason}; the pipeline has stopped and a person must act");
-                return PipelineEnd::Failed(reason);
+                return self.give_up(reason);
             }
             let name = stage.as_ref().map(ToString::to_string);
             self.progress.enter(PipelineState::BackingOff, name.clone(), Some(reason.clone()));
             self.abort_transaction().await;
             if let Err(error) = self.rebuild_after(&failure, stage.as_deref()).await {
-                return PipelineEnd::Failed(error.to_string());
+                return self.give_up(error.to_string());
             }
-            let commits = self.progress.epoch() > epoch_before;
-            if commits || self.narrows(&failure, &reason) {
-                // It comes closer: nothing is gained by waiting longer.
+            // Asked in any case: what commits meanwhile may be of other partitions than the record that is looked for.
+            let comes_closer = self.narrows(&failure, &reason);
+            if comes_closer || was_calm || self.progress.epoch() > epoch_before {
+                // Nothing is gained by waiting longer.
                 backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
                 failures = 0;
             }
@@ -255,8 +261,14 @@ impl Supervised {
     async fn finish(&self) -> PipelineEnd {
         match self.parts.ledger.participants.finish().await {
             Ok(()) => PipelineEnd::Finished,
-            Err(error) => PipelineEnd::Failed(error),
+            Err(error) => self.give_up(error),
         }
+    }
+
+    /// A person must act, outside of any run.
+    fn give_up(&self, reason: String) -> PipelineEnd {
+        tracing::error!(pipeline = %self.plan.name, "{reason}; the pipeline has stopped and a person must act");
+        PipelineEnd::Failed(reason)
     }
 
     /// Draws what follows for the records that were under way. Whether the search for the cause comes closer.

@@ -39,6 +39,11 @@ impl Suspect {
         Self { stage: Arc::clone(stage), partition: Arc::clone(batch.origin()), offset: record.offset, content }
     }
 
+    /// Whether both stand for the same record of a source, at the same stage.
+    fn is_at_place_of(&self, other: &Self) -> bool {
+        (&self.stage, &self.partition, self.offset) == (&other.stage, &other.partition, other.offset)
+    }
+
     fn is(&self, batch: &Batch, record: &Record) -> bool {
         self.offset == record.offset
             && self.partition == *batch.origin()
@@ -159,16 +164,23 @@ impl Suspicion {
     }
 
     fn strike(&mut self, alone: &Suspect, reason: &str, ranges: &Ranges) -> Finding {
+        let mut alone = alone.clone();
         let strikes = match self.struck.take() {
-            Some((before, strikes)) if before == *alone => strikes + 1,
+            Some((before, strikes)) if before.is_at_place_of(&alone) => {
+                if before.content != alone.content {
+                    // It holds what changes with each try, as the time of its arrival: its place has to tell it.
+                    alone.content = None;
+                }
+                strikes + 1
+            }
             _ => 1,
         };
         if strikes < STRIKES {
-            self.struck = Some((alone.clone(), strikes));
+            self.struck = Some((alone, strikes));
             return Finding::Struck;
         }
         if self.patient.contains(&alone.stage) {
-            self.struck = Some((alone.clone(), strikes));
+            self.struck = Some((alone, strikes));
             return Finding::Nothing;
         }
         if self.verdicts.len() == VERDICTS {
@@ -179,7 +191,7 @@ impl Suspicion {
             reason: format!("the stage failed {strikes} times at work on this record alone: {reason}").into(),
             behind: ranges.get(&*alone.partition).map(|range| range.end),
         });
-        Finding::Condemned(alone.clone())
+        Finding::Condemned(alone)
     }
 
     /// So many records are committed; `isolated` if they were suspects and nothing else.
@@ -234,5 +246,37 @@ pub(super) fn advance(ranges: &mut Ranges, partition: &Partition, committed: Pos
     range.start = range.start.max(committed);
     if range.start >= range.end {
         ranges.remove(partition);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{BatchBuilder, Draft};
+
+    fn record(body: &str) -> Batch {
+        let origin = Arc::new(Partition { source: "in".into(), topic: "t".into(), number: 0 });
+        let mut batch = BatchBuilder::new(origin, 8, 1);
+        batch.push_copy(Draft { body: body.as_bytes(), offset: 7, ..Draft::default() });
+        batch.finish()
+    }
+
+    #[test]
+    fn a_record_that_is_another_one_with_each_try_is_condemned_by_its_place() {
+        for (bodies, condemns_others) in [(["a", "b", "c"], true), (["a", "a", "a"], false)] {
+            let mut suspicion = Suspicion::default();
+            let ranges = Ranges::from([(record("").origin().as_ref().clone(), Position(7)..Position(8))]);
+            let mut findings = Vec::new();
+            for body in bodies {
+                let batch = record(body);
+                let suspect = Suspect::new(&"out".into(), &batch, &batch.records()[0]);
+                findings.push(suspicion.failed(Cause::AtWork(Some(&suspect)), "it fails", true, 1, &ranges));
+            }
+            assert_eq!(findings[..2], [Finding::Struck, Finding::Struck]);
+            assert!(matches!(findings[2], Finding::Condemned(_)), "{bodies:?}");
+            let next = record("d");
+            assert_eq!(suspicion.verdict("out", &next, &next.records()[0]).is_some(), condemns_others);
+            assert_eq!(suspicion.verdict("other", &next, &next.records()[0]), None);
+        }
     }
 }

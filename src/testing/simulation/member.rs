@@ -17,7 +17,7 @@ use super::mutation::Mutation;
 use super::place::Place;
 use crate::clients::kafka::assignment::{Assignment, BEGINNING, Held};
 use crate::component::{EpochRequests, SourceError};
-use crate::delivery::{CommitPositions, Decision, Mark, Positions};
+use crate::delivery::{CommitPositions, Decision, FenceError, Mark, Positions};
 use crate::record::{Partition, Position};
 
 /// How often a member is heard of.
@@ -388,8 +388,8 @@ impl CommitPositions for GroupPositions {
         async move { self.0.decide(&mark, &positions).await }.boxed()
     }
 
-    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, String>> {
-        async move { self.0.is_decided(&mark, &positions).await }.boxed()
+    fn is_decided(&self, mark: Mark, positions: Positions) -> BoxFuture<'_, Result<bool, FenceError>> {
+        async move { Ok(self.0.is_decided(&mark, &positions).await?) }.boxed()
     }
 }
 

@@ -286,8 +286,7 @@ impl SinkTask {
             let records: Vec<_> = refused.iter().map(|refusal| batch.records()[refusal.record]).collect();
             let cut = Arc::new(DeadLetterForm::cut(batch, &records, most));
             tracing::warn!(component = %self.cx.name, records = records.len(), "{}; cut to {most} bytes", refused[0].error);
-            let outcome =
-                caught(self.write(sink, &cut).await?).await.map_err(|text| self.failure(SinkError::Rewind(text)))?;
+            let outcome = waits_at_work(self.alone.as_ref(), self.write(sink, &cut).await?).await?;
             match outcome {
                 Ok(settled) if settled.refused.is_empty() => return Ok(Vec::new()),
                 Ok(settled) => {
@@ -307,7 +306,7 @@ impl SinkTask {
         let mut retry = Retry::new(&self.cx);
         loop {
             let flushing = async { sink.flush().await };
-            match waits_at_work(self.alone.as_ref(), flushing).await? {
+            match waits_at_work(None, flushing).await? {
                 Ok(()) => return Ok(()),
                 Err(SinkError::Retry(error)) => retry.wait(&error).await,
                 Err(SinkError::Fatal(error)) => return Err(Failure::Fatal(error)),
