@@ -1,5 +1,6 @@
 //! From a plan to the tasks of one run: every stage in every lane, and the channels between them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, mpsc};
@@ -227,6 +228,7 @@ fn sink_task(
         inputs,
         one_by_one: rejects.on_error == OnError::Retry,
         alone: None,
+        settled: VecDeque::new(),
         rejects,
         is_dead_letter: is_dead_letter(stage),
         transactional: fabric.plan.transactional,

@@ -1,6 +1,7 @@
 //! The stage around a sink: writes in order, keeps several batches in flight, settles them in order, and answers for a
 //! barrier when everything before it is durable.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future;
 use std::sync::Arc;
@@ -26,8 +27,12 @@ use crate::plan::OnError;
 use crate::record::{Batch, Rejected};
 use crate::runtime::Runtime;
 
-/// How many batches a sink may have in flight.
+/// How many batches a sink may have in flight,
 const IN_FLIGHT: usize = 32;
+/// and how many it may have however slow it is.
+const LEAST_IN_FLIGHT: usize = 2;
+/// What it settled in so much of the past it may have in flight: what it has must be settled before an epoch can close.
+const WINDOW: Duration = Duration::from_secs(2);
 
 /// One instance of a sink, with all that it reads.
 pub(in crate::topology) struct SinkTask {
@@ -46,6 +51,8 @@ pub(in crate::topology) struct SinkTask {
     pub(in crate::topology) one_by_one: bool,
     /// The record written since the last barrier, if it is under way alone.
     pub(in crate::topology) alone: Option<Suspect>,
+    /// When the last batches were settled.
+    pub(in crate::topology) settled: VecDeque<Instant>,
 }
 
 /// How many bytes of a letter's body are kept if the dead letter refuses it whole: first half of what Kafka takes by default,
@@ -98,7 +105,7 @@ impl SinkTask {
         // It is asked for once: the coordinator forgets no word, and opens an epoch when it has room.
         let mut has_asked = false;
         loop {
-            let waits_for_answers = in_flight.len() >= IN_FLIGHT;
+            let waits_for_answers = in_flight.len() >= self.may_have_in_flight();
             let wants_barrier_at = sink.wants_barrier_at().filter(|_| !has_asked);
             let wake = tokio::select! {
                 biased;
@@ -108,7 +115,10 @@ impl SinkTask {
             };
             watch.lap(&self.cx.metrics, if waits_for_answers { Spent::Blocked } else { Spent::Idle });
             match wake {
-                Wake::Settled(InFlight::Batch(batch, outcome)) => self.settle(sink, batch, outcome).await?,
+                Wake::Settled(InFlight::Batch(batch, outcome)) => {
+                    self.settle(sink, batch, outcome).await?;
+                    self.note_settled();
+                }
                 Wake::Settled(InFlight::Barrier(epoch)) => self.answer(epoch).await?,
                 Wake::Item(Item::Batch(batch)) => {
                     let metrics = &self.cx.metrics;
@@ -134,6 +144,25 @@ impl SinkTask {
             }
             watch.lap(&self.cx.metrics, Spent::Busy);
         }
+    }
+
+    /// How many batches may be in flight: about what was settled lately. A sink that is slow by the batch would else have
+    /// more before it than fits into the time in which an epoch must close; one that answers late and many at once soon may
+    /// have all that a sink may have.
+    fn may_have_in_flight(&self) -> usize {
+        if self.settled.len() < LEAST_IN_FLIGHT {
+            return LEAST_IN_FLIGHT;
+        }
+        let now = self.cx.runtime.clock().now();
+        let lately = self.settled.iter().rev().take_while(|at| now.duration_since(**at) <= WINDOW).count();
+        lately.clamp(LEAST_IN_FLIGHT, IN_FLIGHT)
+    }
+
+    fn note_settled(&mut self) {
+        if self.settled.len() == IN_FLIGHT {
+            self.settled.pop_front();
+        }
+        self.settled.push_back(self.cx.runtime.clock().now());
     }
 
     /// What fails first need not be the cause: the answer for another batch may name a record, and come a moment later.
