@@ -246,3 +246,59 @@ fn a_rotated_file_gets_its_final_name_in_time_though_nothing_moves() {
         assert_eq!(weir.stop(SOON), 0);
     }
 }
+
+/// A pipeline from standard input, whose lines its sink cannot write: nothing may pass for done.
+#[test]
+fn records_that_their_source_cannot_read_again_are_not_lost_in_silence() {
+    let home = Home::new();
+    home.write("pipe.yaml", "{ sources: { in: { stdin: {} } }, sinks: { out: { stdout: {} } } }");
+    home.write("lines.ndjson", "{\"a\":1}\n".repeat(1000));
+    let log = File::create(home.path("log.txt")).expect("the home can be written");
+    let code = Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["run", "pipe.yaml"])
+        .current_dir(home.path("."))
+        .env("WEIR_DATA_DIR", home.path("data"))
+        .env("WEIR_ADMIN__LISTEN", "off")
+        .stdin(File::open(home.path("lines.ndjson")).expect("it was written"))
+        .stdout(File::options().write(true).open("/dev/full").expect("Linux has a full device"))
+        .stderr(log)
+        .status()
+        .expect("the binary was built")
+        .code();
+    let log = std::fs::read_to_string(home.path("log.txt")).expect("it was written");
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("were lost on the way") && log.contains("records=1000"), "{log}");
+}
+
+/// A terminal that is closed asks the daemon to stop, as `SIGTERM` does.
+#[test]
+fn a_hangup_closes_the_epoch() {
+    let home = Home::new();
+    home.write("endless.yaml", ENDLESS);
+    let mut weir = home.start("endless.yaml");
+    weir.wait_ready();
+    send_signal(weir.pid(), "HUP");
+    assert_eq!(weir.wait(SOON), 0, "{}", weir.log());
+    assert!(weir.log().contains("SIGHUP"), "{}", weir.log());
+}
+
+/// What a generator may write and a person does not: it is refused at its place, and ends no process.
+#[test]
+fn a_program_that_is_nested_too_deeply_is_a_mistake_like_any_other() {
+    let home = Home::new();
+    for terms in [10, 190, 3000] {
+        let condition = vec![".a == \"x\""; terms / 2].join(" || ");
+        let steps = format!(
+            "sources: {{ in: {{ generate: {{ shape: orders, count: 10 }} }} }}\ntransforms:\n  - filter: '{condition}'\n"
+        );
+        home.write("deep.yaml", format!("{steps}sinks: {{ out: {{ blackhole: {{}} }} }}\n"));
+        let checked = home.run(&["check", "deep.yaml"]);
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
+        assert_eq!(checked.status.code(), Some(if terms > 200 { 2 } else { 0 }), "{terms}: {said}");
+        if terms > 200 {
+            assert!(said.contains("deep.yaml:3:") && said.contains("nested too deeply"), "{said}");
+        } else {
+            assert_eq!(home.run(&["run", "deep.yaml"]).status.code(), Some(0), "{terms}");
+        }
+    }
+}

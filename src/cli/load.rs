@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -175,7 +176,14 @@ fn read_file(path: &Path) -> Result<String, Box<FileReport>> {
     if size > LARGEST_FILE {
         return Err(cannot(format!("the file holds {size} bytes; a pipeline file has at most {LARGEST_FILE}")));
     }
-    let bytes = std::fs::read(path).map_err(|error| cannot(format!("the file cannot be read: {error}")))?;
+    let mut bytes = Vec::new();
+    // Not all of what is too large is read: it may be a log, or a device.
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|error| cannot(format!("the file cannot be read: {error}")))?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(cannot(format!("it has no end: a pipeline file has at most {LARGEST_FILE} bytes")));
+    }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         let text = String::from_utf8_lossy(error.as_bytes()).into_owned();

@@ -231,7 +231,9 @@ impl Signals {
     pub(super) fn listen() -> std::io::Result<Self> {
         let of = |kind, name| Ok::<_, std::io::Error>(SignalStream::new(signal(kind)?).map(move |()| name));
         let terminate = of(SignalKind::terminate(), "SIGTERM")?;
-        Ok(Self(Box::pin(terminate.merge(of(SignalKind::interrupt(), "SIGINT")?))))
+        let interrupt = of(SignalKind::interrupt(), "SIGINT")?;
+        // Of a terminal that was closed. Left alone it would end the process with its epochs open.
+        Ok(Self(Box::pin(terminate.merge(interrupt).merge(of(SignalKind::hangup(), "SIGHUP")?))))
     }
 
     /// Waits for one of them.

@@ -182,6 +182,8 @@ pub struct Pattern {
     pub system: String,
     /// As the file says it.
     pub text: Spanned<String>,
+    /// Whether reading what the pipeline itself writes may be meant, as it may where records go another round.
+    pub may_be_meant: bool,
     /// Whether a name matches.
     pub matches: Arc<dyn Fn(&str) -> bool + Send + Sync>,
 }

@@ -86,6 +86,13 @@ pub(super) fn fill(text: Text, environment: &dyn Environment, problems: &mut Vec
         };
         let end = start + length + 1;
         let span = text.span_of(start, end);
+        if text.value[start + 2..end].contains("${") {
+            problems.push(
+                Problem::error(span, "a `${…}` cannot hold another one")
+                    .help("give a default without `${…}`, or set the variable where the process is started"),
+            );
+            return None;
+        }
         match substitute(&text.value[start + 2..end - 1], span, environment) {
             Ok((value, outside)) => {
                 filled.offsets.push((filled.text.len(), span.start));

@@ -4,6 +4,7 @@
 //! fields are parsed when a program first reads them (`target`), and what it wrote is copied over the record only when
 //! it has succeeded (`write`).
 
+mod depth;
 mod evaluator;
 mod functions;
 mod problems;

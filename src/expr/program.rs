@@ -16,6 +16,7 @@ use vrl::path::{OwnedSegment, OwnedTargetPath, OwnedValuePath, PathPrefix};
 use vrl::value::Kind;
 use vrl::value::kind::Collection;
 
+use super::depth::{DEEPEST, too_deep};
 use super::functions::{self, Notes};
 use super::problems::placed;
 use super::schema::Schema;
@@ -113,6 +114,15 @@ impl Program {
         let mut compilation = Compilation { text, schema, cx };
         if text.value.trim().is_empty() {
             compilation.error(text.span, "the program is empty");
+            return None;
+        }
+        if let Some(at) = too_deep(&text.value) {
+            let words =
+                format!("the program is nested too deeply: more than {DEEPEST} operators and brackets in each other");
+            let problem = Problem::error(text.span_of(at, at + 1), words);
+            compilation.cx.report(
+                problem.help("split it into statements, or ask `includes([…], .field)` where one of many is meant"),
+            );
             return None;
         }
         let ast = match vrl::parser::parse(&text.value) {

@@ -266,7 +266,12 @@ impl StageMetrics {
 
     /// Counts an error, by a reason out of a small fixed set.
     pub fn error(&self, error: &str) {
-        self.metrics.0.errors.with_label_values(&self.labels(error)).inc();
+        self.errors(error, 1);
+    }
+
+    /// Counts several errors of one kind at once.
+    pub fn errors(&self, error: &str, count: u64) {
+        self.metrics.0.errors.with_label_values(&self.labels(error)).inc_by(count);
     }
 
     /// Counts records that go no further, by a reason out of a small fixed set.

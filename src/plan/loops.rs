@@ -21,7 +21,7 @@ impl Loops {
     /// A problem for each output of the pipeline itself that a pattern matches.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for Pattern { system, text, matches } in &self.reads {
+        for Pattern { system, text, may_be_meant, matches } in &self.reads {
             for (writer, place) in
                 self.writes.iter().filter(|(_, place)| place.system == *system && matches(&place.name))
             {
@@ -34,9 +34,14 @@ impl Loops {
                         format!("the pattern `{pattern}` matches `{name}`, which `{writer}` of this pipeline writes");
                     (words, "narrow the pattern")
                 };
-                problems.push(Problem::error(text.span, words).help(format!(
-                    "{first}, or write under another name: what is written would be read again, without end"
-                )));
+                let problem =
+                    if *may_be_meant { Problem::warning(text.span, words) } else { Problem::error(text.span, words) };
+                let end = if *may_be_meant { "unless a stage drops it" } else { "without end" };
+                problems.push(
+                    problem.help(format!(
+                        "{first}, or write under another name: what is written would be read again, {end}"
+                    )),
+                );
             }
         }
         problems
@@ -57,7 +62,11 @@ mod tests {
         let mut loops = Loops::default();
         let text = Spanned::new("^orders-".to_owned(), Span { start: 3, end: 11 });
         let matches = Arc::new(|name: &str| name.starts_with("orders-"));
-        loops.add(&"in".into(), Vec::new(), vec![Pattern { system: "a:1".to_owned(), text, matches }]);
+        loops.add(
+            &"in".into(),
+            Vec::new(),
+            vec![Pattern { system: "a:1".to_owned(), text, may_be_meant: false, matches }],
+        );
         loops.add(&"out".into(), vec![place("a:1", "orders-out")], Vec::new());
         loops.add(&"mirror".into(), vec![place("b:1", "orders-out")], Vec::new());
         loops.add(&"other".into(), vec![place("a:1", "totals")], Vec::new());
@@ -66,7 +75,7 @@ mod tests {
         loops.add(
             &"logs".into(),
             vec![place("files", "a.log")],
-            vec![Pattern { system: "files".to_owned(), text: itself, matches }],
+            vec![Pattern { system: "files".to_owned(), text: itself, may_be_meant: false, matches }],
         );
         loops.add(&"dead_letter".into(), vec![place("a:1", "orders-dead")], Vec::new());
         let problems = loops.problems();

@@ -187,6 +187,7 @@ impl SourceConfig for FileConfig {
             cx.reads.push(ReadPattern {
                 system: names::FILES.to_owned(),
                 text: Spanned::new(path.value.clone(), span),
+                may_be_meant: false,
                 matches: Arc::new(move |written| leads_to(&of_path, written)),
             });
             paths.push(path.value);

@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use futures::future::BoxFuture;
@@ -51,14 +51,14 @@ impl DiskStore {
         let is_there = path.try_exists().map_err(|error| cannot_open(path, &error))?;
         let database = if is_there { open(path)? } else { create(path)? };
         let path = path.to_owned();
-        Self::start(database, Box::new(move || open(&path)))
+        Self::start(database, Some(path.clone()), Box::new(move || open(&path)))
     }
 
-    fn start(database: Database, open: Open) -> Result<Self, StoreError> {
+    fn start(database: Database, path: Option<PathBuf>, open: Open) -> Result<Self, StoreError> {
         let (requests, queue) = mpsc::channel(QUEUE);
         let thread = thread::Builder::new()
             .name("weir-store".to_owned())
-            .spawn(move || Owner { open, database: Some(database) }.serve(queue))
+            .spawn(move || Owner { open, path, database: Some(database) }.serve(queue))
             .map_err(|error| StoreError(format!("cannot start the thread of the store: {error}")))?;
         Ok(Self { requests: Some(requests), thread: Some(thread) })
     }
@@ -103,6 +103,8 @@ impl Store for DiskStore {
 /// The thread's side.
 struct Owner {
     open: Open,
+    /// Where the file is, unless a test keeps it in memory.
+    path: Option<PathBuf>,
     /// `None` after an error, until the next request opens it again.
     database: Option<Database>,
 }
@@ -131,24 +133,40 @@ impl Owner {
         if group.is_empty() {
             return;
         }
-        let outcome = self.with(|database| {
-            let transaction = database.begin_write()?;
-            {
-                let mut table = transaction.open_table(ENTRIES)?;
-                for (scope, entries, _) in group.iter() {
-                    for (key, value) in entries {
-                        let key = (scope.as_str(), key.as_str());
-                        match value {
-                            Some(value) => table.insert(key, value.as_slice())?,
-                            None => table.remove(key)?,
-                        };
+        let outcome = self.is_there().and_then(|()| {
+            self.with(|database| {
+                let transaction = database.begin_write()?;
+                {
+                    let mut table = transaction.open_table(ENTRIES)?;
+                    for (scope, entries, _) in group.iter() {
+                        for (key, value) in entries {
+                            let key = (scope.as_str(), key.as_str());
+                            match value {
+                                Some(value) => table.insert(key, value.as_slice())?,
+                                None => table.remove(key)?,
+                            };
+                        }
                     }
                 }
-            }
-            Ok(transaction.commit()?)
+                Ok(transaction.commit()?)
+            })
         });
         for (.., done) in group.drain(..) {
             let _ = done.send(outcome.clone());
+        }
+    }
+
+    /// A file that was removed can still be written, for nobody to read.
+    fn is_there(&self) -> Result<(), StoreError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        match path.try_exists() {
+            Ok(false) => Err(StoreError(format!(
+                "the store `{}` was removed while it was in use: what is committed would not be found again; stop, and \
+                 restore the data folder",
+                path.display()
+            ))),
+            Ok(true) => Ok(()),
+            Err(error) => Err(cannot_open(path, &error)),
         }
     }
 
@@ -307,7 +325,7 @@ mod tests {
                 let opened = redb::Builder::new().create_with_backend(disk.clone());
                 opened.map_err(|error| StoreError(error.to_string()))
             };
-            DiskStore::start(open().unwrap(), Box::new(open)).unwrap()
+            DiskStore::start(open().unwrap(), None, Box::new(open)).unwrap()
         }
     }
 
@@ -359,7 +377,8 @@ mod tests {
         let (path, away) = (dir.path().join("weir.redb"), dir.path().join("away"));
         drop(create(&path).unwrap());
         let again = path.clone();
-        let mut owner = Owner { open: Box::new(move || open(&again)), database: Some(open(&path).unwrap()) };
+        let mut owner =
+            Owner { open: Box::new(move || open(&again)), path: None, database: Some(open(&path).unwrap()) };
         let fails = |_: &Database| -> Result<(), redb::Error> { Err(redb::Error::PreviousIo) };
         let works = |_: &Database| -> Result<(), redb::Error> { Ok(()) };
         owner.with(fails).unwrap_err();
@@ -368,6 +387,18 @@ mod tests {
         assert!(error.contains("cannot open the store") && !path.exists(), "{error}");
         fs::rename(&away, &path).unwrap();
         owner.with(works).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_store_that_was_removed_takes_no_commit() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away) = (dir.path().join("weir.redb"), dir.path().join("away"));
+        let store = DiskStore::open(&path).unwrap();
+        fs::rename(&path, &away).unwrap();
+        let error = store.commit("pipeline", entry("x", 1)).await.unwrap_err().to_string();
+        assert!(error.contains("was removed while it was in use"), "{error}");
+        fs::rename(&away, &path).unwrap();
+        store.commit("pipeline", entry("x", 1)).await.unwrap();
     }
 
     #[tokio::test]

@@ -75,7 +75,7 @@ impl Rejects {
             return Ok(());
         };
         let count = rejected.len() as u64;
-        self.metrics.error("rejected");
+        self.metrics.errors("rejected", count);
         match (self.on_error, &self.dead_letter, &self.form) {
             (OnError::Drop, _, _) => self.metrics.discarded("rejected", count),
             (OnError::DeadLetter, Some(writer), Some(form)) => {

@@ -123,6 +123,11 @@ impl Quarantine {
         self.publish(&state);
     }
 
+    /// How many records entered and are not committed.
+    pub(super) fn under_way(&self) -> u64 {
+        self.state().records
+    }
+
     /// Draws what follows from the failure of a run.
     pub(super) fn failed(&self, failure: &Failure) -> Finding {
         let cause = match failure {

@@ -25,10 +25,10 @@ use super::stage::{self, StageContext};
 use super::suspicion::Finding;
 use super::trouble::Troubles;
 use super::wiring::{Shared, Wired, wire};
-use crate::component::{BuildError, EpochRequest, EpochRequests};
+use crate::component::{BuildError, EpochRequest, EpochRequests, KeepsPositions};
 use crate::delivery::FenceError;
 use crate::observe::{PipelineState, PipelineStatus};
-use crate::plan::{OnError, Plan, SinkStage};
+use crate::plan::{OnError, Plan, SinkStage, SourceStage};
 use crate::record::budget::Budget;
 
 /// How a pipeline ended.
@@ -64,6 +64,10 @@ struct Supervised {
     quarantine: Quarantine,
     run: u64,
     next_epoch: u64,
+    /// At most so many records were under way when a run failed, and their source cannot read them again.
+    lost: u64,
+    /// The stage that was to blame when the pipeline failed for good.
+    failed_at: Option<Arc<str>>,
     stop: CancellationToken,
 }
 
@@ -146,6 +150,8 @@ async fn supervise_to_its_end(plan: Plan, host: Host, stop: CancellationToken) -
         quarantine,
         run: 0,
         next_epoch: 1,
+        lost: 0,
+        failed_at: None,
         stop,
     };
     let bottleneck = Bottleneck::of(&pipeline.plan, &pipeline.parts);
@@ -161,7 +167,8 @@ async fn supervise_to_its_end(plan: Plan, host: Host, stop: CancellationToken) -
         PipelineEnd::Stopped => (PipelineState::Stopped, None),
         PipelineEnd::Failed(reason) => (PipelineState::Failed, Some(reason.clone())),
     };
-    pipeline.progress.enter(state, None, reason);
+    let stage = pipeline.failed_at.take().filter(|_| state == PipelineState::Failed);
+    pipeline.progress.enter(state, stage.map(|stage| stage.to_string()), reason);
     pipeline.progress.look(pipeline.budget.used());
     let Supervised { host, parts, .. } = pipeline;
     let_go(&host, parts).await;
@@ -215,10 +222,12 @@ impl Supervised {
             };
             let place = stage.as_ref().map_or_else(String::new, |stage| format!("`{stage}`: "));
             let reason = format!("{place}{}", failure.text());
+            self.tell_what_is_lost();
             let was_calm = self.progress.is_calm();
             self.progress.restarted(failure.reason());
             if let Failure::Fatal(_) = failure {
                 self.abort_transaction().await;
+                self.failed_at = stage;
                 return self.give_up(reason);
             }
             let name = stage.as_ref().map(ToString::to_string);
@@ -260,9 +269,31 @@ impl Supervised {
     /// All is committed. What waited for the end, as a growing file does for its final name, is done now.
     async fn finish(&self) -> PipelineEnd {
         match self.parts.ledger.participants.finish().await {
+            Ok(()) if self.lost > 0 => self.give_up(format!(
+                "its sources are read to their ends, and up to {} records of them were lost on the way",
+                self.lost
+            )),
             Ok(()) => PipelineEnd::Finished,
             Err(error) => self.give_up(error),
         }
+    }
+
+    /// What was under way is read again, unless its source cannot do that.
+    fn tell_what_is_lost(&mut self) {
+        let cannot_replay = |stage: &&SourceStage| stage.compiled.traits.keeps_positions == KeepsPositions::Nowhere;
+        let Some(source) = self.plan.sources.iter().find(cannot_replay) else { return };
+        let records = self.quarantine.under_way();
+        if records == 0 {
+            return;
+        }
+        self.lost += records;
+        self.host.metrics.stage(&self.plan.name, &source.name, "source", source.kind).discarded("lost", records);
+        tracing::error!(
+            pipeline = %self.plan.name,
+            component = %source.name,
+            records,
+            "up to so many records that were under way are lost: the source cannot read them again"
+        );
     }
 
     /// A person must act, outside of any run.

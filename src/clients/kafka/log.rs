@@ -6,6 +6,9 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Instant};
 
+/// Of this setting librdkafka says each time that it is experimental. It is meant, and tested: nobody has to act.
+const MEANT: &str = "enable.gapless.guarantee";
+
 /// How long the same complaint stays unsaid after it was said.
 const QUIET: Duration = Duration::from_secs(30);
 /// More different complaints than this, and all may be said again.
@@ -41,7 +44,7 @@ impl Seldom {
     pub(super) fn line(&self, component: &str, level: i32, text: &str) {
         // The text begins with the client's name; what follows the first colons is the complaint, with varying times.
         let kind: String = text.chars().filter(|c| !c.is_ascii_digit()).take(120).collect();
-        if level > 6 || !self.now(&kind) {
+        if level > 6 || text.contains(MEANT) || !self.now(&kind) {
             return;
         }
         match level {

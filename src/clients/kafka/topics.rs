@@ -38,6 +38,9 @@ impl Topics {
             } else if topic.value.starts_with(PATTERN) {
                 topics.add_pattern(topic, system, cx);
             } else if is_topic_name(&topic.value) {
+                let name = topic.value.clone();
+                let matches = Arc::new(move |written: &str| written == name);
+                cx.reads.push(Pattern { system: system.to_owned(), text: topic.clone(), may_be_meant: true, matches });
                 topics.names.push(topic.value.clone());
             } else {
                 cx.report(
@@ -54,7 +57,7 @@ impl Topics {
             Ok(pattern) => {
                 let matched = pattern.clone();
                 let matches = Arc::new(move |name: &str| is_match(&matched, name));
-                cx.reads.push(Pattern { system: system.to_owned(), text: text.clone(), matches });
+                cx.reads.push(Pattern { system: system.to_owned(), text: text.clone(), may_be_meant: false, matches });
                 self.patterns.push(pattern);
             }
             Err(error) => {

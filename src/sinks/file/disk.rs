@@ -120,7 +120,11 @@ fn not_synced(path: &Path, error: &io::Error) -> SinkError {
 
 /// A person must act where the path is wrong; a full or broken disk may be mended meanwhile.
 pub(super) fn cannot(what: &str, path: &Path, error: &io::Error) -> SinkError {
-    let text = format!("cannot {what} `{}`: {error}", path.display());
+    let mut text = format!("cannot {what} `{}`: {error}", path.display());
+    if error.kind() == ErrorKind::NotFound && !folder(path).exists() {
+        text =
+            format!("cannot {what} `{}`: there is no folder `{}`; create it", path.display(), folder(path).display());
+    }
     match error.kind() {
         ErrorKind::NotFound
         | ErrorKind::NotADirectory
