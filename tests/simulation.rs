@@ -258,23 +258,27 @@ fn rule_5_a_barrier_comes_behind_all_that_is_before_it_and_ahead_of_the_rest() {
     noticed(&rough(false), &[Mutation::OvertakenByBarrier, Mutation::Reorders]);
 }
 
+/// A sink that moves about half a megabyte a second, memory for two minutes of that, and a stop in the middle of it.
+fn before_a_slow_sink(exactly_once: bool, sources: Vec<SourceShape>) -> Scenario {
+    Scenario {
+        sources,
+        memory: 64 << 20,
+        padding: 64 << 10,
+        work: Duration::from_millis(400),
+        lanes: 1,
+        faults: 0,
+        planned: Some(Planned::AtStep(Step::Pull, 40, Fault::Stop)),
+        ..Scenario::small(exactly_once)
+    }
+}
+
 #[test]
 fn rule_6_an_epoch_can_close_in_time_before_a_slow_sink() {
     let mut hidden = Vec::new();
-    // A sink that moves about half a megabyte a second, and memory for two minutes of that.
     let sources = vec![SourceShape { partitions: 3, records: 80, grouped: true }];
     for exactly_once in [false, true] {
         for seed in 0..3 {
-            let mut scenario = Scenario {
-                sources: sources.clone(),
-                memory: 64 << 20,
-                padding: 64 << 10,
-                work: Duration::from_millis(400),
-                lanes: 1,
-                faults: 0,
-                planned: Some(Planned::AtStep(Step::Pull, 40, Fault::Stop)),
-                ..Scenario::small(exactly_once)
-            };
+            let mut scenario = before_a_slow_sink(exactly_once, sources.clone());
             // A stage that writes what it read anew moves nothing.
             scenario.transforms[0].kind = TransformKind::Map;
             let stop = sound(seed, &scenario).longest_stop;
@@ -299,16 +303,7 @@ fn rule_6_an_epoch_can_close_in_time_before_a_slow_sink() {
     // What a stage drops has left the pipeline and was no work of a sink's: it does not count as that.
     for seed in 0..3 {
         let each = SourceShape { partitions: 1, records: 80, grouped: true };
-        let mut scenario = Scenario {
-            sources: vec![each.clone(), each.clone(), each],
-            memory: 64 << 20,
-            padding: 64 << 10,
-            work: Duration::from_millis(400),
-            lanes: 1,
-            faults: 0,
-            planned: Some(Planned::AtStep(Step::Pull, 40, Fault::Stop)),
-            ..Scenario::small(false)
-        };
+        let mut scenario = before_a_slow_sink(false, vec![each.clone(), each.clone(), each]);
         scenario.transforms[0].from = (0..3).map(Upstream::Source).collect();
         let stop = sound(seed, &scenario).longest_stop;
         assert!(stop > Duration::ZERO && stop < Duration::from_secs(5), "it took {stop:?} to stop");

@@ -354,8 +354,8 @@ mod tests {
         assert!(!one.is_decided(mark("a", 1), &first).await);
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_commit_that_was_sent_is_not_said_to_be_not_made() {
+    /// A process that has read a record, and what it read up to; its broker can be told to refuse something.
+    async fn on_a_broker_of_its_own() -> (MockBroker, Reading, Positions) {
         let broker = MockBroker::start().unwrap();
         broker.create_topic("in", 1);
         let process = Process::new("one", false);
@@ -366,6 +366,12 @@ mod tests {
         let (source, judge) = process.source(&compiled(from));
         let mut one = Reading { source, judge, process };
         let first = one.read().await;
+        (broker, one, first)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_that_was_sent_is_not_said_to_be_not_made() {
+        let (broker, one, first) = on_a_broker_of_its_own().await;
         // It may have been taken before the answer that is seen: the client sends a request again by itself.
         broker.fail_next(RDKafkaApiKey::OffsetCommit as i16, &[Error::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION]);
         let outcome = one.judge.decide(mark("a", 1), first.clone()).await;
@@ -376,16 +382,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_commit_that_is_refused_for_one_topic_is_made_until_it_is_whole() {
-        let broker = MockBroker::start().unwrap();
-        broker.create_topic("in", 1);
-        let process = Process::new("one", false);
-        let (mut to, mut from) = (sink_config("in"), config(&unique("group"), "in"));
-        to.set_brokers(&broker.address());
-        from.set_brokers(&broker.address());
-        write(&mut sink_to(&process, to).await, &[draft("first")]).await;
-        let (source, judge) = process.source(&compiled(from));
-        let mut one = Reading { source, judge, process };
-        let first = one.read().await;
+        let (broker, one, first) = on_a_broker_of_its_own().await;
         // The other topics of the commit may be written by then.
         let refused =
             [Error::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, Error::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART];
